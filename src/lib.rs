@@ -1,0 +1,5 @@
+//! `supernet`: neural architecture search that starts from pretrained DARTS supernets.
+
+pub mod error;
+
+pub use error::{Error, Result};
