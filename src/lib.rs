@@ -1,5 +1,9 @@
-//! `supernet`: neural architecture search that starts from pretrained DARTS supernets.
+//! `supernet`: neural architecture search that starts from pretrained DARTS supernets, on a kernel engine of its own.
 
+pub mod device;
 pub mod error;
+pub mod graph;
+pub mod ops;
+pub mod random;
 
 pub use error::{Error, Result};

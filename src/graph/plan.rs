@@ -1,0 +1,168 @@
+//! From a recorded graph to a program: drops what no result needs, gives every tensor a place in the arena, and sums
+//! the cost. Peak memory is known before anything runs.
+
+use std::collections::HashSet;
+
+use super::{Graph, Node, Root, StoreLayout, Tensor};
+use crate::error::{Error, Result};
+use crate::ops::Cost;
+
+/// Elements to which arena offsets are rounded: 64 bytes of f32, a cache line and the widest vector.
+const ALIGNMENT: usize = 16;
+
+/// A graph reduced to the ops that its results need, with all tensors placed.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Name, for messages and profiles.
+    pub name: String,
+    pub(crate) graph: Graph,
+    /// Placement of the arena tensors.
+    pub plan: Plan,
+}
+
+/// Placement of the arena.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// First element of each base tensor in the arena; None for states, views and tensors of dropped ops.
+    pub offsets: Vec<Option<usize>>,
+    /// Elements of the arena.
+    pub arena: usize,
+    /// First element and extent of each op's private scratch in the arena.
+    pub scratch: Vec<(usize, usize)>,
+}
+
+impl Program {
+    /// Keeps the ops that lead to `results` or write a state, and plans the arena. Results stay readable after a replay.
+    pub fn new(name: impl Into<String>, mut graph: Graph, results: &[Tensor]) -> Self {
+        let mut needed: HashSet<Tensor> = results.iter().map(|&t| graph.base(t)).collect();
+        let mut live = vec![false; graph.nodes.len()];
+        for (index, node) in graph.nodes.iter().enumerate().rev() {
+            let state = |t: Tensor| matches!(graph.info(graph.base(t)).root, Root::State(_));
+            live[index] = node.outputs.iter().any(|o| state(o.tensor) || needed.contains(&graph.base(o.tensor)));
+            if live[index] {
+                needed.extend(node.inputs.iter().map(|&t| graph.base(t)));
+                needed.extend(node.outputs.iter().filter(|o| o.accumulate).map(|o| graph.base(o.tensor)));
+            }
+        }
+        let mut keep = live.iter();
+        graph.nodes.retain(|_| *keep.next().expect("one flag a node"));
+        let plan = Plan::new(&graph, results);
+        Self { name: name.into(), graph, plan }
+    }
+
+    /// The ops, in order of execution.
+    pub fn nodes(&self) -> &[Node] {
+        &self.graph.nodes
+    }
+
+    /// The graph behind the program.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Bytes of the arena in f32.
+    pub fn arena_bytes(&self) -> usize {
+        self.plan.arena * 4
+    }
+
+    /// Cost of one replay, summed over the ops.
+    pub fn cost(&self) -> Cost {
+        self.graph.nodes.iter().map(|n| n.cost(&self.graph)).sum()
+    }
+}
+
+impl Node {
+    /// Cost of the op at its shapes.
+    pub fn cost(&self, graph: &Graph) -> Cost {
+        let inputs: Vec<_> = self.inputs.iter().map(|&t| graph.shape(t)).collect();
+        let outputs: Vec<_> = self.outputs.iter().map(|o| graph.shape(o.tensor)).collect();
+        self.op.cost(&inputs, &outputs)
+    }
+}
+
+struct Block {
+    start: usize,
+    end: usize,
+    first: usize,
+    last: usize,
+}
+
+impl Plan {
+    fn new(graph: &Graph, results: &[Tensor]) -> Self {
+        let count = graph.infos.len();
+        let mut first = vec![usize::MAX; count];
+        let mut last = vec![0; count];
+        let end = graph.nodes.len();
+        for (step, node) in graph.nodes.iter().enumerate() {
+            for tensor in node.inputs.iter().copied().chain(node.outputs.iter().map(|o| o.tensor)) {
+                let base = graph.base(tensor).index();
+                first[base] = first[base].min(step);
+                last[base] = last[base].max(step);
+            }
+        }
+        for &tensor in results {
+            last[graph.base(tensor).index()] = end;
+        }
+        // Largest first into the lowest gap that is free for the whole lifetime.
+        let mut order: Vec<(usize, usize, usize, usize)> = (0..count)
+            .filter(|&t| first[t] != usize::MAX && graph.infos[t].root == Root::Arena)
+            .map(|t| (graph.infos[t].shape.len().next_multiple_of(ALIGNMENT), first[t], last[t], t))
+            .collect();
+        let scratch_of = |node: &Node| {
+            let inputs: Vec<_> = node.inputs.iter().map(|&t| graph.shape(t)).collect();
+            let outputs: Vec<_> = node.outputs.iter().map(|o| graph.shape(o.tensor)).collect();
+            node.op.scratch(&inputs, &outputs)
+        };
+        for (step, node) in graph.nodes.iter().enumerate() {
+            let extent = scratch_of(node);
+            if extent > 0 {
+                order.push((extent.next_multiple_of(ALIGNMENT), step, step, count + step));
+            }
+        }
+        order.sort_unstable_by_key(|&(extent, first, _, t)| (std::cmp::Reverse(extent), first, t));
+        let mut placed: Vec<Block> = Vec::with_capacity(order.len());
+        let mut offsets = vec![None; count];
+        let mut scratch = vec![(0, 0); end];
+        let mut arena = 0;
+        for (extent, first, last, tensor) in order {
+            let mut at = 0;
+            // `placed` is sorted by start, so the first gap that fits is the lowest.
+            for block in placed.iter().filter(|b| b.first <= last && first <= b.last) {
+                if block.start >= at + extent {
+                    break;
+                }
+                at = at.max(block.end);
+            }
+            let position = placed.partition_point(|b| b.start <= at);
+            placed.insert(position, Block { start: at, end: at + extent, first, last });
+            arena = arena.max(at + extent);
+            if tensor < count {
+                offsets[tensor] = Some(at);
+            } else {
+                scratch[tensor - count] = (at, extent);
+            }
+        }
+        Self { offsets, arena, scratch }
+    }
+}
+
+/// Refuses a set of programs whose shared arena and store exceed a limit.
+///
+/// # Errors
+/// [`Error::Memory`] with the numbers and what to change.
+pub fn check_memory(programs: &[&Program], store: &StoreLayout, limit: Option<usize>) -> Result<usize> {
+    let arena = programs.iter().map(|p| p.arena_bytes()).max().unwrap_or(0);
+    let needed = arena + store.bytes();
+    let mib = |bytes: usize| bytes as f64 / (1024.0 * 1024.0);
+    match limit {
+        Some(limit) if needed > limit => Err(Error::Memory(format!(
+            "this configuration needs {:.1} MiB ({:.1} MiB arena, {:.1} MiB state) but the limit is {:.1} MiB: lower \
+             --batch, --channels, --layers or --size, or raise --memory-limit",
+            mib(needed),
+            mib(arena),
+            mib(store.bytes()),
+            mib(limit)
+        ))),
+        _ => Ok(needed),
+    }
+}

@@ -1,0 +1,71 @@
+//! Softmax over the primitives of each edge: rows of alphas to mixing weights.
+
+use super::{Family, Real};
+use crate::device::view::Io;
+use crate::error::Result;
+use crate::graph::{Backward, Graph, Tensor};
+
+/// Row softmax: input `[rows, c]`; output the same shape.
+#[derive(Clone, Debug)]
+pub struct Softmax;
+
+impl Softmax {
+    /// Records the op. The output is a flat vector of rows, so that the rows of a node's edges can be sliced from it.
+    pub fn record(graph: &mut Graph, alphas: Tensor, row: usize) -> Result<Tensor> {
+        let len = graph.shape(alphas).len();
+        let flat = graph.tensor(crate::graph::Shape::vector(len), "mixing weights");
+        let rows = graph.slice(flat, 0, crate::graph::Shape::matrix(len / row, row))?;
+        let matrix = graph.slice(alphas, 0, crate::graph::Shape::matrix(len / row, row))?;
+        graph.push(Self, vec![matrix], vec![rows.into()]);
+        Ok(flat)
+    }
+}
+
+impl Family for Softmax {
+    const NAME: &'static str = "softmax";
+
+    fn reference<T: Real>(&self, io: &Io<'_, T>) {
+        let x = &io.inputs[0];
+        for r in 0..x.shape.rows() {
+            let row: Vec<T> = (0..x.shape.c).map(|c| x.get(r, c)).collect();
+            let top = row.iter().copied().fold(row[0], |a, b| if b > a { b } else { a });
+            let exp: Vec<T> = row.iter().map(|&v| (v - top).exp()).collect();
+            let mut sum = T::of(0.0);
+            for &e in &exp {
+                sum += e;
+            }
+            for (c, &e) in exp.iter().enumerate() {
+                io.put(0, r, c, e / sum);
+            }
+        }
+    }
+
+    fn backward(&self, tape: &mut Backward<'_>) -> Result<()> {
+        let p = tape.output(0);
+        let Some(dp) = tape.dense(p) else { return Ok(()) };
+        let slot = tape.slot(tape.input(0));
+        tape.push(SoftmaxBackward, vec![p, dp], vec![slot]);
+        Ok(())
+    }
+}
+
+/// `dx = p * (dp - sum(p dp))` a row: inputs p, dp; output dx.
+#[derive(Clone, Debug)]
+pub struct SoftmaxBackward;
+
+impl Family for SoftmaxBackward {
+    const NAME: &'static str = "softmax_backward";
+
+    fn reference<T: Real>(&self, io: &Io<'_, T>) {
+        let (p, dp) = (&io.inputs[0], &io.inputs[1]);
+        for r in 0..p.shape.rows() {
+            let mut dot = T::of(0.0);
+            for c in 0..p.shape.c {
+                dot += p.get(r, c) * dp.get(r, c);
+            }
+            for c in 0..p.shape.c {
+                io.put(0, r, c, p.get(r, c) * (dp.get(r, c) - dot));
+            }
+        }
+    }
+}
