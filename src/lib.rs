@@ -1,5 +1,6 @@
 //! `supernet`: neural architecture search that starts from pretrained DARTS supernets, on a kernel engine of its own.
 
+pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod device;

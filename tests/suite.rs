@@ -1,4 +1,2 @@
 //! All integration tests, in one binary.
-#[cfg(feature = "files")]
-mod data;
 mod torch;

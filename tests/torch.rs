@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 use supernet::data::Normalisation;
 use supernet::device::reference::Reference;
 use supernet::graph::{Program, State, StoreLayout};
-use supernet::network::{Derived, DerivedConfig, Genotype, ImageSize, Layout, SearchSpace, Supernet};
+use supernet::network::{Derived, DerivedConfig, Genotype, Geometry, Layout, SearchSpace, Supernet};
 use supernet::ops::Real;
 use supernet::ops::optimiser::Adam;
 use supernet::search::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, Watched, WeightOptimiser};
@@ -167,7 +167,7 @@ struct Small {
 
 impl Small {
     fn new() -> Self {
-        let size = ImageSize { height: 16, width: 16, channels: 3 };
+        let size = Geometry { height: 16, width: 16, channels: 3 };
         let network = Supernet::new(SearchSpace::darts(4, 4).unwrap(), size, 5);
         let mut layout = StoreLayout::new();
         let states = SearchStates::declare(&mut layout, &network, 4);
@@ -207,7 +207,12 @@ pub fn check_first_order(engine: &mut dyn Engine, tolerance: f64) {
     let gradient = engine.read(&program, watched.gradient.unwrap());
     close("alpha gradient", &gradient, &fixture.alphas("alpha_step/grad/"), tolerance);
     close("alphas", &engine.get(s.alphas), &fixture.alphas("alpha_step/after/"), tolerance);
-    close("buffers", &engine.get(s.model.running), &expected_running(&fixture, layout, "alpha_step/after/buf/"), tolerance);
+    close(
+        "buffers",
+        &engine.get(s.model.running),
+        &expected_running(&fixture, layout, "alpha_step/after/buf/"),
+        tolerance,
+    );
 
     let step = step::weight_step(&small.network, s, &recipe(Order::First)).unwrap();
     let (weight_program, watched) = small.step(engine, step);
@@ -224,9 +229,18 @@ pub fn check_first_order(engine: &mut dyn Engine, tolerance: f64) {
         let floor = 1e-7 * theirs.iter().fold(1e-3f64, |a, b| a.max(b.abs()));
         let worst = own.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         let scale = theirs.iter().map(|v| v * v).sum::<f64>().sqrt();
-        assert!(worst < floor + tolerance.max(2e-7) * scale, "gradient of {}: off by {worst:.3e}, norm {scale:.3e}", p.name);
+        assert!(
+            worst < floor + tolerance.max(2e-7) * scale,
+            "gradient of {}: off by {worst:.3e}, norm {scale:.3e}",
+            p.name
+        );
     }
-    close("buffers", &engine.get(s.model.running), &expected_running(&fixture, layout, "weight_step/after/buf/"), tolerance);
+    close(
+        "buffers",
+        &engine.get(s.model.running),
+        &expected_running(&fixture, layout, "weight_step/after/buf/"),
+        tolerance,
+    );
     for _ in 0..2 {
         engine.run(&program);
         engine.run(&weight_program);
@@ -287,7 +301,7 @@ pub fn check_derived(engine_for: &mut dyn FnMut(&StoreLayout) -> Box<dyn Engine>
     let fixture = Fixture::load("derived");
     let genotype: Genotype = serde_json::from_value(fixture.case["genotype"].clone()).unwrap();
     let config = DerivedConfig { genotype, channels: 4, layers: 3, auxiliary: true };
-    let network = Derived::new(config, ImageSize { height: 32, width: 32, channels: 3 }, 5);
+    let network = Derived::new(config, Geometry { height: 32, width: 32, channels: 3 }, 5);
     let mut layout = StoreLayout::new();
     let s = train_step::TrainStates::declare(&mut layout, &network, 4);
     let mut engine = engine_for(&layout);
@@ -358,7 +372,7 @@ fn derived_network_in_f64() {
 
 #[test]
 fn parameters_and_macs_are_those_of_the_published_networks() {
-    let size = ImageSize { height: 32, width: 32, channels: 3 };
+    let size = Geometry { height: 32, width: 32, channels: 3 };
     let supernet = Supernet::new(SearchSpace::darts(16, 8).unwrap(), size, 10);
     assert_eq!(supernet.layout.weights_len(), 1_930_618);
     for (name, parameters) in [("DARTS_V1", 3_169_414), ("DARTS_V2", 3_349_342)] {

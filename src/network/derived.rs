@@ -6,7 +6,7 @@ use super::genotype::Genotype;
 use super::parameters::{Kind, Layout, Pass, Weight};
 use super::primitives::{self, BatchNorm, EdgeOp};
 use super::supernet::{Classifier, Preprocess, Stem};
-use super::{ImageSize, is_reduction};
+use super::{Geometry, is_reduction};
 use crate::error::Result;
 use crate::graph::{Shape, Tensor};
 use crate::ops::dense::Dense;
@@ -53,7 +53,7 @@ pub struct Derived {
     /// Its cells and size.
     pub config: DerivedConfig,
     /// Extent of its images.
-    pub size: ImageSize,
+    pub size: Geometry,
     /// Classes it tells apart.
     pub classes: usize,
     /// Its parameters.
@@ -67,7 +67,7 @@ pub struct Derived {
 
 impl Derived {
     /// Declares the network.
-    pub fn new(config: DerivedConfig, size: ImageSize, classes: usize) -> Self {
+    pub fn new(config: DerivedConfig, size: Geometry, classes: usize) -> Self {
         let mut layout = Layout::default();
         let stem_channels = 3 * config.channels;
         let stem = Stem::declare(&mut layout, size.channels, stem_channels);
@@ -117,7 +117,11 @@ impl Derived {
         let pooled = (side - side.min(5)) / 3 + 1;
         let wide_kernel = pooled.min(2);
         let dense = |layout: &mut Layout, i, kernel: usize, c_in, c| {
-            layout.weight(format!("{}.weight", name(i)), Shape::matrix(kernel * kernel * c_in, c), Kind::Dense { kernel })
+            layout.weight(
+                format!("{}.weight", name(i)),
+                Shape::matrix(kernel * kernel * c_in, c),
+                Kind::Dense { kernel },
+            )
         };
         let narrow = dense(layout, 2, 1, c, 128);
         let narrow_norm = BatchNorm::declare(layout, &name(3), 128, true);
@@ -143,7 +147,12 @@ impl Derived {
     ///
     /// # Errors
     /// [`crate::Error::Shape`] if images or mask do not fit.
-    pub fn forward(&self, pass: &mut Pass<'_>, images: Tensor, mask: Option<Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+    pub fn forward(
+        &self,
+        pass: &mut Pass<'_>,
+        images: Tensor,
+        mask: Option<Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         pass.graph.scope("stem.");
         let stem = self.stem.record(pass, images)?;
         let (mut s0, mut s1) = (stem, stem);
@@ -174,10 +183,8 @@ impl Derived {
         mask: Option<Tensor>,
         path: &mut usize,
     ) -> Result<Tensor> {
-        let mut states = vec![
-            cell.preprocess[0].record(pass, s0, "input 0")?,
-            cell.preprocess[1].record(pass, s1, "input 1")?,
-        ];
+        let mut states =
+            vec![cell.preprocess[0].record(pass, s0, "input 0")?, cell.preprocess[1].record(pass, s1, "input 1")?];
         let input = pass.graph.shape(states[1]);
         let stride = if cell.reduction { 2 } else { 1 };
         let nodes = cell.ops.len() / 2;
@@ -209,7 +216,9 @@ impl Derived {
                 }
             }
             let sources: Vec<SourceInput> = (2 * node..2 * node + 2)
-                .filter_map(|i| maps[i].map(|map| SourceInput { map, weight: None, mask: rows[i].filter(|_| mask.is_some()) }))
+                .filter_map(|i| {
+                    maps[i].map(|map| SourceInput { map, weight: None, mask: rows[i].filter(|_| mask.is_some()) })
+                })
                 .collect();
             let out = match cell.concat.iter().position(|&s| s == node + 2) {
                 Some(place) => pass.graph.channels(concat, place * cell.channels, cell.channels)?,
@@ -228,10 +237,9 @@ impl Derived {
         let pool = Pool { kernel, stride: 3, pad: 0, max: false, average: true, statistics: false };
         let pooled = Pool::record(pass.graph, pool, active, &[])?[0].y;
         let mut map = pooled;
-        for (weight, kernel, norm, relu) in [
-            (head.narrow, 1, head.narrow_norm, false),
-            (head.wide, head.wide_kernel, head.wide_norm, true),
-        ] {
+        for (weight, kernel, norm, relu) in
+            [(head.narrow, 1, head.narrow_norm, false), (head.wide, head.wide_kernel, head.wide_norm, true)]
+        {
             let op = Dense { kernel, stride: 1, pad: 0, relu, bias: false, statistics: false };
             let w = pass.weight(weight)?;
             let shape = pass.graph.shape(map);

@@ -138,8 +138,9 @@ impl Genotype {
         }
         let path = Path::new(name_or_path);
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read the genotype"))?;
-        let genotype: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::input(path, format!("is not a genotype ({e}); expected the JSON that search writes")))?;
+        let genotype: Self = serde_json::from_str(&text).map_err(|e| {
+            Error::input(path, format!("is not a genotype ({e}); expected the JSON that search writes"))
+        })?;
         genotype.check().map_err(|message| Error::input(path, message))?;
         Ok(genotype)
     }

@@ -15,24 +15,9 @@ pub use parameters::{Layout, Parameter, Pass, Statistic};
 pub use space::{Primitive, SearchSpace};
 pub use supernet::Supernet;
 
-/// Extent of the images that a network reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ImageSize {
-    /// Pixel rows.
-    pub height: usize,
-    /// Pixels of a row.
-    pub width: usize,
-    /// 1 to 4.
-    pub channels: usize,
-}
+pub use crate::data::Geometry;
 
-impl std::fmt::Display for ImageSize {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}x{}", self.height, self.width, self.channels)
-    }
-}
-
-/// Stage of a network of `layers` cells at which the resolution halves: cells `layers / 3` and `2 * layers / 3`.
+/// Whether a cell halves the resolution and doubles the channels: cells `layers / 3` and `2 * layers / 3` do.
 pub fn is_reduction(layer: usize, layers: usize) -> bool {
     layer == layers / 3 || layer == 2 * layers / 3
 }

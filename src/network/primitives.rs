@@ -181,14 +181,8 @@ fn record_pools(
 ) -> Result<()> {
     let kinds = [Primitive::MaxPool3, Primitive::AvgPool3];
     let wanted = kinds.map(|kind| ops.iter().find(|op| op.primitive == kind));
-    let pool = Pool {
-        kernel: 3,
-        stride,
-        pad: 1,
-        max: wanted[0].is_some(),
-        average: wanted[1].is_some(),
-        statistics: false,
-    };
+    let pool =
+        Pool { kernel: 3, stride, pad: 1, max: wanted[0].is_some(), average: wanted[1].is_some(), statistics: false };
     if !(pool.max || pool.average) {
         return Ok(());
     }

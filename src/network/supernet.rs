@@ -3,7 +3,7 @@
 use super::parameters::{Kind, Layout, Pass, Weight};
 use super::primitives::{self, BatchNorm, EdgeOp, FactorizedReduce};
 use super::space::SearchSpace;
-use super::{ImageSize, is_reduction};
+use super::{Geometry, is_reduction};
 use crate::error::Result;
 use crate::graph::{Shape, Tensor};
 use crate::ops::dense::Dense;
@@ -102,7 +102,7 @@ pub struct Supernet {
     /// The space it spans.
     pub space: SearchSpace,
     /// Extent of its images.
-    pub size: ImageSize,
+    pub size: Geometry,
     /// Classes it tells apart.
     pub classes: usize,
     /// Its parameters.
@@ -117,7 +117,7 @@ const PURPOSE_ALPHAS: u32 = 17;
 
 impl Supernet {
     /// Declares the network.
-    pub fn new(space: SearchSpace, size: ImageSize, classes: usize) -> Self {
+    pub fn new(space: SearchSpace, size: Geometry, classes: usize) -> Self {
         let mut layout = Layout::default();
         let stem_channels = space.stem_multiplier * space.channels;
         let stem = Stem::declare(&mut layout, size.channels, stem_channels);
@@ -210,10 +210,8 @@ impl Supernet {
     }
 
     fn record_cell(&self, pass: &mut Pass<'_>, cell: &Cell, s0: Tensor, s1: Tensor, weights: Tensor) -> Result<Tensor> {
-        let mut states = vec![
-            cell.preprocess[0].record(pass, s0, "input 0")?,
-            cell.preprocess[1].record(pass, s1, "input 1")?,
-        ];
+        let mut states =
+            vec![cell.preprocess[0].record(pass, s0, "input 0")?, cell.preprocess[1].record(pass, s1, "input 1")?];
         let endpoints = self.space.endpoints();
         let (offsets, len) = self.space.alpha_offsets();
         let mut maps = vec![Vec::new(); endpoints.len()];

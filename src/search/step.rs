@@ -3,11 +3,11 @@
 //! Order of DARTS: the alphas move first, on a validation batch, then the weights on a training batch. Running
 //! statistics move once in each of the two forwards, never in the extra passes of the second order.
 
-use crate::data::Normalisation;
+use crate::data::{Geometry, Normalisation};
 use crate::error::Result;
 use crate::graph::{Graph, Program, Shape, State, StoreLayout, Tensor};
 use crate::network::parameters::Pass;
-use crate::network::{ImageSize, Layout, Supernet};
+use crate::network::{Layout, Supernet};
 use crate::ops::augment::Augment;
 use crate::ops::loss::{Accumulate, CrossEntropy};
 use crate::ops::optimiser::{Adam, GlobalNorm, Sgd};
@@ -37,7 +37,7 @@ pub struct BatchStates {
 
 impl BatchStates {
     /// Declares a batch of `n` images.
-    pub fn declare(layout: &mut StoreLayout, name: &str, n: usize, size: ImageSize) -> Self {
+    pub fn declare(layout: &mut StoreLayout, name: &str, n: usize, size: Geometry) -> Self {
         let pixels = Shape::map(n, size.height, size.width, size.channels);
         Self {
             pixels: layout.add(format!("{name} pixels"), pixels),
@@ -70,7 +70,7 @@ pub struct ModelStates {
 
 impl ModelStates {
     /// Declares the states of a network for batches of `n`.
-    pub fn declare(layout: &mut StoreLayout, network: &Layout, n: usize, size: ImageSize) -> Self {
+    pub fn declare(layout: &mut StoreLayout, network: &Layout, n: usize, size: Geometry) -> Self {
         let weights = Shape::vector(network.weights_len());
         Self {
             weights: layout.add("weights", weights),
