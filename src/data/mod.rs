@@ -12,7 +12,7 @@ mod cifar;
 mod contact_sheet;
 mod describe;
 mod files;
-mod hash;
+pub(crate) mod hash;
 mod idx;
 mod labels;
 mod loader;
