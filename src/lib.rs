@@ -1,5 +1,6 @@
 //! `supernet`: neural architecture search that starts from pretrained DARTS supernets.
 
+pub mod cpu;
 pub mod error;
 
 pub use error::{Error, Result};
