@@ -40,12 +40,12 @@ fn floats(n: usize) -> &'static mut [f32] {
 
 const CHAIN: usize = 4096;
 
-/// Multiply-adds of `CHAIN` steps on twelve independent registers.
+/// Multiply-adds of `CHAIN` steps on `N` independent vectors.
 #[inline(always)]
-unsafe fn registers<V: Vector>() -> f32 {
+unsafe fn registers<V: Vector, const N: usize>() -> f32 {
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
-        let (x, mut acc) = (V::splat(black_box(1e-3)), [V::splat(black_box(1.0)); 12]);
+        let (x, mut acc) = (V::splat(black_box(1e-3)), [V::splat(black_box(1.0)); N]);
         for _ in 0..CHAIN {
             for a in &mut acc {
                 *a = x.mul_add(x, *a);
@@ -59,29 +59,29 @@ unsafe fn registers<V: Vector>() -> f32 {
 #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
 unsafe fn registers_avx512() -> f32 {
     // SAFETY: the features are those of the type.
-    unsafe { registers::<Avx512>() }
+    unsafe { registers::<Avx512, 12>() }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn registers_avx2() -> f32 {
     // SAFETY: the features are those of the type.
-    unsafe { registers::<Avx2>() }
+    unsafe { registers::<Avx2, 12>() }
 }
 
 /// Peak rate of a level in GFLOP/s.
 fn peak(level: Level) -> f64 {
     // SAFETY: only levels that the machine has are measured.
-    let (lanes, seconds) = match level {
+    let (floats, seconds) = match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (16, fastest(|| _ = black_box(unsafe { registers_avx512() }))),
+        Level::Avx512 => (12 * 16, fastest(|| _ = black_box(unsafe { registers_avx512() }))),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Level::Avx2 => (8, fastest(|| _ = black_box(unsafe { registers_avx2() }))),
+        Level::Avx2 => (12 * 8, fastest(|| _ = black_box(unsafe { registers_avx2() }))),
         // SAFETY: this type needs no particular instructions.
-        _ => (8, fastest(|| _ = black_box(unsafe { registers::<Portable>() }))),
+        _ => (6 * 8, fastest(|| _ = black_box(unsafe { registers::<Portable, 6>() }))),
     };
-    (2 * 12 * CHAIN * lanes) as f64 / seconds * 1e-9
+    (2 * CHAIN * floats) as f64 / seconds * 1e-9
 }
 
 /// Time of each kernel at one shape: name, billions of operations or bytes, whether they are bytes, seconds.

@@ -294,9 +294,11 @@ unsafe fn weight_rows<V: Vector, const K: usize, const S: usize, const R: usize>
             }
         }
         let mut dw = a.dw.add(first * K * a.c + lo);
-        for v in acc.into_iter().flatten() {
-            V::load(dw).add(v).store(dw);
-            dw = dw.wrapping_add(a.c);
+        for row in &acc {
+            for &v in row {
+                V::load(dw).add(v).store(dw);
+                dw = dw.wrapping_add(a.c);
+            }
         }
     }
 }

@@ -33,6 +33,7 @@ pub(super) unsafe fn pool_forward<V: Vector>(a: &PoolForward) {
     }
 }
 
+/// Row `i` of the outputs. The usual window of 3 pixels reuses the columns that it shares with the one before it.
 #[inline(always)]
 unsafe fn pool_row<V: Vector, const FULL: bool, const MAX: bool, const AVG: bool>(
     a: &PoolForward,
@@ -43,31 +44,77 @@ unsafe fn pool_row<V: Vector, const FULL: bool, const MAX: bool, const AVG: bool
     // SAFETY: the caller's contract; windows are cut to the map.
     unsafe {
         let rows = window(i, a.stride, a.pad, a.k, a.h);
+        let outside = Column { best: V::splat(f32::NEG_INFINITY), sum: V::zero() };
+        let mut recent = [outside; 3];
+        let mut next = 0;
         for j in 0..a.ow {
             let columns = window(j, a.stride, a.pad, a.k, a.w);
-            let mut best = V::splat(f32::NEG_INFINITY);
-            let mut sum = V::zero();
-            for y in rows.0..rows.1 {
-                let mut x = a.x.add((y * a.w + columns.0) * a.ldx + lo);
-                for _ in columns.0..columns.1 {
-                    let v = ld::<V, FULL>(x, n);
-                    if MAX {
-                        best = best.max(v);
-                    }
-                    if AVG {
-                        sum = sum.add(v);
-                    }
-                    x = x.add(a.ldx);
+            let mut whole = outside;
+            if a.k == 3 {
+                while next < j * a.stride + 3 {
+                    let x = next.wrapping_sub(a.pad);
+                    let column = if x < a.w { column::<V, FULL, MAX, AVG>(a, rows, x, lo, n) } else { outside };
+                    recent = [recent[1], recent[2], column];
+                    next += 1;
+                }
+                for column in recent {
+                    whole = whole.join(column);
+                }
+            } else {
+                for x in columns.0..columns.1 {
+                    whole = whole.join(column::<V, FULL, MAX, AVG>(a, rows, x, lo, n));
                 }
             }
             let o = i * a.ow + j;
             if MAX {
-                st::<V, FULL>(a.max.add(o * a.ldmax + lo), n, best);
+                st::<V, FULL>(a.max.add(o * a.ldmax + lo), n, whole.best);
             }
             if AVG {
-                st::<V, FULL>(a.avg.add(o * a.ldavg + lo), n, sum.mul(V::splat(inverse_count(rows, columns))));
+                let mean = whole.sum.mul(V::splat(inverse_count(rows, columns)));
+                st::<V, FULL>(a.avg.add(o * a.ldavg + lo), n, mean);
             }
         }
+    }
+}
+
+/// Maximum and sum of some pixels.
+#[derive(Clone, Copy)]
+struct Column<V> {
+    best: V,
+    sum: V,
+}
+
+impl<V: Vector> Column<V> {
+    #[inline(always)]
+    fn join(self, other: Self) -> Self {
+        Self { best: self.best.max(other.best), sum: self.sum.add(other.sum) }
+    }
+}
+
+/// The pixels of column `x` in the rows of a window.
+#[inline(always)]
+unsafe fn column<V: Vector, const FULL: bool, const MAX: bool, const AVG: bool>(
+    a: &PoolForward,
+    rows: (usize, usize),
+    x: usize,
+    lo: usize,
+    n: usize,
+) -> Column<V> {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut all = Column { best: V::splat(f32::NEG_INFINITY), sum: V::zero() };
+        let mut p = a.x.add((rows.0 * a.w + x) * a.ldx + lo);
+        for _ in rows.0..rows.1 {
+            let v = ld::<V, FULL>(p, n);
+            if MAX {
+                all.best = all.best.max(v);
+            }
+            if AVG {
+                all.sum = all.sum.add(v);
+            }
+            p = p.wrapping_add(a.w * a.ldx);
+        }
+        all
     }
 }
 
@@ -98,6 +145,9 @@ unsafe fn unpool_row<V: Vector, const FULL: bool, const MAX: bool, const AVG: bo
     // SAFETY: the caller's contract; windows are cut to the map.
     unsafe {
         let rows = window(i, a.stride, a.pad, a.k, a.h);
+        if a.k == 3 && a.stride == 1 && a.pad == 1 && a.ow == a.w && rows.1 - rows.0 == 3 {
+            return unpool_row_of_3::<V, FULL, MAX, AVG>(a, i, lo, n);
+        }
         for j in 0..a.ow {
             let columns = window(j, a.stride, a.pad, a.k, a.w);
             let o = i * a.ow + j;
@@ -127,6 +177,79 @@ unsafe fn unpool_row<V: Vector, const FULL: bool, const MAX: bool, const AVG: bo
                 }
             }
         }
+    }
+}
+
+/// Windows of 3 x 3 pixels around each pixel of a row whose neighbours above and below exist: the three columns of the
+/// map and of its gradient stay in registers while the window moves over them.
+#[inline(always)]
+unsafe fn unpool_row_of_3<V: Vector, const FULL: bool, const MAX: bool, const AVG: bool>(
+    a: &PoolBackward,
+    i: usize,
+    lo: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's contract; columns outside the map are neither read nor written.
+    unsafe {
+        let outside = [V::splat(f32::NEG_INFINITY); 3];
+        let (x_row, dx_row) = (a.w * a.ldx, a.w * a.lddx);
+        let mut x = a.x.wrapping_add((i - 1) * x_row + lo);
+        let mut dx = a.dx.wrapping_add((i - 1) * dx_row + lo);
+        let (edge, inner) = (V::splat(1.0 / (3 * a.w.min(2)) as f32), V::splat(1.0 / 9.0));
+        let mut xs = [outside, outside, if MAX { load_column::<V, FULL>(x, x_row, n) } else { outside }];
+        let mut ds = [[V::zero(); 3]; 3];
+        for j in 0..a.w {
+            xs = [xs[1], xs[2], outside];
+            ds = [ds[1], ds[2], [V::zero(); 3]];
+            if MAX && j + 1 < a.w {
+                x = x.wrapping_add(a.ldx);
+                xs[2] = load_column::<V, FULL>(x, x_row, n);
+            }
+            let o = i * a.ow + j;
+            let mut share = V::zero();
+            if AVG {
+                share = ld::<V, FULL>(a.davg.add(o * a.ldavg + lo), n);
+                share = share.mul(if j == 0 || j + 1 == a.w { edge } else { inner });
+            }
+            if MAX {
+                let mut rest = ld::<V, FULL>(a.dmax.add(o * a.ldmax + lo), n);
+                let highs = [0, 1, 2].map(|r| xs[0][r].max(xs[1][r]).max(xs[2][r]));
+                let best = highs[0].max(highs[1]).max(highs[2]);
+                each!(R in [0 1 2] {
+                    each!(C in [0 1 2] {
+                        let here = xs[C][R].equal(best);
+                        ds[C][R] = ds[C][R].add(share).add(rest.keep(here));
+                        rest = rest.drop_where(here);
+                    });
+                });
+            } else {
+                each!(C in [0 1 2] {
+                    ds[C] = [ds[C][0].add(share), ds[C][1].add(share), ds[C][2].add(share)];
+                });
+            }
+            if j > 0 {
+                add_column::<V, FULL>(dx, dx_row, n, ds[0]);
+                dx = dx.wrapping_add(a.lddx);
+            }
+        }
+        add_column::<V, FULL>(dx, dx_row, n, ds[1]);
+    }
+}
+
+/// Three vectors that are `row` floats apart.
+#[inline(always)]
+unsafe fn load_column<V: Vector, const FULL: bool>(p: *const f32, row: usize, n: usize) -> [V; 3] {
+    // SAFETY: the caller's contract.
+    unsafe { [ld::<V, FULL>(p, n), ld::<V, FULL>(p.wrapping_add(row), n), ld::<V, FULL>(p.wrapping_add(2 * row), n)] }
+}
+
+/// Adds three vectors to floats that are `row` apart.
+#[inline(always)]
+unsafe fn add_column<V: Vector, const FULL: bool>(mut p: *mut f32, row: usize, n: usize, column: [V; 3]) {
+    for v in column {
+        // SAFETY: the caller's contract.
+        unsafe { st::<V, FULL>(p, n, ld::<V, FULL>(p, n).add(v)) };
+        p = p.wrapping_add(row);
     }
 }
 
