@@ -71,9 +71,9 @@ unsafe fn registers_avx2() -> f32 {
 
 /// Peak rate of a level in GFLOP/s.
 fn peak(level: Level) -> f64 {
-    // SAFETY: only levels that the machine has are measured.
     let (floats, seconds) = match level {
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: only levels that the machine has are measured.
         Level::Avx512 => (12 * 16, fastest(|| _ = black_box(unsafe { registers_avx512() }))),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

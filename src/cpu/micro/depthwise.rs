@@ -162,7 +162,7 @@ unsafe fn forward_tile<V: Vector, const K: usize, const S: usize, const T: usize
             let mut x = row;
             each!(P in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18] {
                 if const { P < span(T, K, S) } {
-                    if P > 0 {
+                    if P != 0 {
                         x = x.wrapping_add(walk.unit);
                     }
                     let v = V::load(x);
@@ -316,13 +316,13 @@ unsafe fn weight_tile<V: Vector, const K: usize, const S: usize, const R: usize,
         let d = load_row::<V, true, T>(dd, next, V::LANES);
         each!(ROW in [0 1 2 3 4] {
             if const { ROW < R } {
-                if ROW > 0 {
+                if ROW != 0 {
                     row = row.wrapping_add(walk.row);
                 }
                 let mut x = row;
                 each!(P in [0 1 2 3 4 5 6 7 8 9 10] {
                     if const { P < span(T, K, S) } {
-                        if P > 0 {
+                        if P != 0 {
                             x = x.wrapping_add(walk.unit);
                         }
                         let v = V::load(x);
@@ -432,7 +432,7 @@ unsafe fn scatter_tile<V: Vector, const K: usize, const S: usize, const T: usize
             let mut dx = row;
             each!(P in [0 1 2 3 4 5 6 7 8 9 10] {
                 if const { P < span(T, K, S) } {
-                    if P > 0 {
+                    if P != 0 {
                         dx = dx.wrapping_add(walk.unit);
                     }
                     let mut v = V::load(dx);

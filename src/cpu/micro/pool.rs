@@ -213,8 +213,7 @@ unsafe fn unpool_row_of_3<V: Vector, const FULL: bool, const MAX: bool, const AV
             }
             if MAX {
                 let mut rest = ld::<V, FULL>(a.dmax.add(o * a.ldmax + lo), n);
-                let highs = [0, 1, 2].map(|r| xs[0][r].max(xs[1][r]).max(xs[2][r]));
-                let best = highs[0].max(highs[1]).max(highs[2]);
+                let best = highest(xs[0]).max(highest(xs[1])).max(highest(xs[2]));
                 each!(R in [0 1 2] {
                     each!(C in [0 1 2] {
                         let here = xs[C][R].equal(best);
@@ -234,6 +233,11 @@ unsafe fn unpool_row_of_3<V: Vector, const FULL: bool, const MAX: bool, const AV
         }
         add_column::<V, FULL>(dx, dx_row, n, ds[1]);
     }
+}
+
+#[inline(always)]
+fn highest<V: Vector>(column: [V; 3]) -> V {
+    column[0].max(column[1]).max(column[2])
 }
 
 /// Three vectors that are `row` floats apart.
