@@ -5,4 +5,5 @@ mod composition;
 mod gradients;
 mod parity;
 mod plan;
+mod torch;
 mod values;

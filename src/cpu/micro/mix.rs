@@ -1,0 +1,119 @@
+//! The mixed operation of a supernet's edge: a channel-wise linear combination of many maps, and its reductions.
+//!
+//! Both are bound by memory. The combination keeps a tile of the output in registers across all sources, so the output
+//! is touched once; the reductions walk a stretch of rows of the gradient, which stays in the first-level cache, for
+//! one source after the other.
+
+use super::super::simd::{Vector, coef, ld, st};
+use super::prologue::add_into;
+use super::{WeightedSum, WeightedSums};
+
+/// See [`super::Micro`].
+#[inline(always)]
+pub(super) unsafe fn weighted_sum<V: Vector>(a: &WeightedSum<'_>) {
+    // SAFETY: the caller's contract; the tiles end with the rows.
+    unsafe {
+        let mut r = 0;
+        while r + 8 <= a.rows {
+            blocks!(V, a.c, sum_tile[8](a, r));
+            r += 8;
+        }
+        while r < a.rows {
+            blocks!(V, a.c, sum_tile[1](a, r));
+            r += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_tile<V: Vector, const FULL: bool, const T: usize>(a: &WeightedSum<'_>, r: usize, lo: usize, n: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut acc = [coef::<V, FULL>(a.bias, lo, n, 0.0); T];
+        for source in a.sources {
+            let scale = ld::<V, FULL>(source.scale.add(lo), n);
+            let y = source.y.add(r * source.ld + lo);
+            for (t, sum) in acc.iter_mut().enumerate() {
+                *sum = ld::<V, FULL>(y.add(t * source.ld), n).mul_add(scale, *sum);
+            }
+        }
+        let out = a.out.add(r * a.ldo + lo);
+        for (t, &sum) in acc.iter().enumerate() {
+            let o = out.add(t * a.ldo);
+            st::<V, FULL>(o, n, if a.accumulate { ld::<V, FULL>(o, n).add(sum) } else { sum });
+        }
+    }
+}
+
+/// Rows of the gradient that are reduced against all sources before the next.
+const STRETCH: usize = 32;
+
+/// See [`super::Micro`].
+#[inline(always)]
+pub(super) unsafe fn weighted_sums<V: Vector>(a: &WeightedSums<'_>) {
+    let mut r = 0;
+    while r < a.rows {
+        let rows = (a.rows - r).min(STRETCH);
+        // SAFETY: the caller's contract; the stretches end with the rows.
+        unsafe {
+            if !a.s1.is_null() {
+                blocks!(V, a.c, sum_stretch[](a, r, rows));
+            }
+            for s in 0..a.sources.len() {
+                blocks!(V, a.c, product_stretch[](a, s, r, rows));
+            }
+        }
+        r += rows;
+    }
+}
+
+#[inline(always)]
+unsafe fn sum_stretch<V: Vector, const FULL: bool>(a: &WeightedSums<'_>, r: usize, rows: usize, lo: usize, n: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut sum = [V::zero(); 4];
+        let mut g = a.g.add(r * a.ldg + lo);
+        for _ in 0..rows / 4 {
+            for (t, sum) in sum.iter_mut().enumerate() {
+                *sum = sum.add(ld::<V, FULL>(g.add(t * a.ldg), n));
+            }
+            g = g.add(4 * a.ldg);
+        }
+        for t in 0..rows % 4 {
+            sum[0] = sum[0].add(ld::<V, FULL>(g.add(t * a.ldg), n));
+        }
+        add_into::<V, FULL>(a.s1.add(lo), n, sum);
+    }
+}
+
+#[inline(always)]
+unsafe fn product_stretch<V: Vector, const FULL: bool>(
+    a: &WeightedSums<'_>,
+    s: usize,
+    r: usize,
+    rows: usize,
+    lo: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let source = &a.sources[s];
+        let mean = coef::<V, FULL>(source.mean, lo, n, 0.0);
+        let mut sum = [V::zero(); 4];
+        let mut g = a.g.add(r * a.ldg + lo);
+        let mut y = source.y.add(r * source.ld + lo);
+        for _ in 0..rows / 4 {
+            for (t, sum) in sum.iter_mut().enumerate() {
+                let d = ld::<V, FULL>(y.add(t * source.ld), n).sub(mean);
+                *sum = ld::<V, FULL>(g.add(t * a.ldg), n).mul_add(d, *sum);
+            }
+            g = g.add(4 * a.ldg);
+            y = y.add(4 * source.ld);
+        }
+        for t in 0..rows % 4 {
+            let d = ld::<V, FULL>(y.add(t * source.ld), n).sub(mean);
+            sum[0] = ld::<V, FULL>(g.add(t * a.ldg), n).mul_add(d, sum[0]);
+        }
+        add_into::<V, FULL>(source.s2.add(lo), n, sum);
+    }
+}

@@ -1,0 +1,9 @@
+//! The CPU device's kernels: vector types for each instruction set, the micro-kernels built on them, and the tuned
+//! implementations of the ops.
+//!
+//! The crate is compiled for the baseline of its target; everything hot is reached through [`micro::Micro`], a table
+//! of kernels chosen once at run time for the instruction set that the machine has.
+
+pub mod kernel;
+pub mod micro;
+pub mod simd;

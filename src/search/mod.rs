@@ -1,0 +1,4 @@
+//! Bilevel search over a supernet's weights and alphas.
+
+pub mod schedule;
+pub mod step;

@@ -1,0 +1,3 @@
+//! Training and evaluation of a derived network.
+
+pub mod step;
