@@ -1,7 +1,13 @@
 //! All integration tests, in one binary.
 
+mod cases;
+mod composition;
 #[cfg(feature = "files")]
 mod data;
+mod gradients;
+mod parity;
+mod plan;
 #[cfg(feature = "files")]
 mod runs;
 mod torch;
+mod values;
