@@ -2,4 +2,5 @@
 //! by the plain implementations in `ops`; `cpu` runs the tuned kernels.
 
 pub mod reference;
+pub mod source;
 pub mod view;
