@@ -4,6 +4,7 @@ mod cases;
 mod composition;
 #[cfg(feature = "files")]
 mod data;
+mod gpu;
 mod gradients;
 mod parity;
 mod plan;
