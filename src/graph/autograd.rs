@@ -266,7 +266,7 @@ impl Graph {
         let leaves: HashSet<Tensor> = wrt.iter().map(|&t| self.base(t)).collect();
         let mut depends = leaves.clone();
         for node in &self.nodes {
-            if node.inputs.iter().any(|&t| depends.contains(&self.base(t))) {
+            if !node.op.detached() && node.inputs.iter().any(|&t| depends.contains(&self.base(t))) {
                 let bases: Vec<_> = node.outputs.iter().map(|o| self.base(o.tensor)).collect();
                 depends.extend(bases.into_iter().filter(|b| self.infos[b.index()].root == Root::Arena));
             }
@@ -280,7 +280,7 @@ impl Graph {
             let ends_here = node.outputs.iter().any(|o| leaves.contains(&self.base(o.tensor)));
             let wanted = node.inputs.iter().any(|&t| depends.contains(&self.base(t)));
             let reached = node.outputs.iter().any(|o| cotangents.has(self, o.tensor));
-            if ends_here || !wanted || !reached {
+            if node.op.detached() || ends_here || !wanted || !reached {
                 continue;
             }
             let node = node.clone();

@@ -120,6 +120,9 @@ pub trait Family {
     /// Name of the op, also the stem of its kernels.
     const NAME: &'static str;
 
+    /// Whether gradients stop here: the op's outputs are constants of whatever is recorded behind it.
+    const DETACHED: bool = false;
+
     /// Cost at the given shapes. The default is elementwise: one operation an output element.
     fn cost(&self, inputs: &[Shape], outputs: &[Shape]) -> Cost {
         Cost::touching(outputs.iter().map(|s| s.len()).sum(), inputs, outputs)
@@ -164,6 +167,11 @@ macro_rules! table {
             /// Name, also the stem of the kernels.
             pub fn name(&self) -> &'static str {
                 match self { $(Self::$op(_) => <$family::$op as Family>::NAME),* }
+            }
+
+            /// See [`Family::DETACHED`].
+            pub fn detached(&self) -> bool {
+                match self { $(Self::$op(_) => <$family::$op as Family>::DETACHED),* }
             }
 
             /// See [`Family::cost`].

@@ -1,5 +1,6 @@
 //! The three vector updates of DARTS' unrolled architecture step (Liu et al. 2019, eq. 7 and 8), each one launch over
-//! the flat weights: the virtual step, the two perturbed copies, and the finite-difference Hessian term.
+//! the flat weights: the virtual step, the two perturbed copies, and the finite-difference Hessian term. The moved
+//! weights are constants for the gradients taken at them: what the alphas did to them is the Hessian term's business.
 
 use super::{Family, Real};
 use crate::device::view::Io;
@@ -25,6 +26,7 @@ impl Unroll {
 
 impl Family for Unroll {
     const NAME: &'static str = "unroll";
+    const DETACHED: bool = true;
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
         let [w, v, g, lr] = io.inputs else { unreachable!("recorded with four inputs") };
@@ -53,6 +55,7 @@ impl Perturb {
 
 impl Family for Perturb {
     const NAME: &'static str = "perturb";
+    const DETACHED: bool = true;
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
         let [w, d, norm] = io.inputs else { unreachable!("recorded with three inputs") };

@@ -3,20 +3,27 @@
 use super::{Family, Real};
 use crate::device::view::Io;
 use crate::error::Result;
-use crate::graph::{Backward, Graph, Tensor};
+use crate::graph::{Backward, Graph, Shape, Tensor};
 
 /// Row softmax: input `[rows, c]`; output the same shape.
 #[derive(Clone, Debug)]
 pub struct Softmax;
 
 impl Softmax {
-    /// Records the op. The output is a flat vector of rows, so that the rows of a node's edges can be sliced from it.
-    pub fn record(graph: &mut Graph, alphas: Tensor, row: usize) -> Result<Tensor> {
-        let len = graph.shape(alphas).len();
-        let flat = graph.tensor(crate::graph::Shape::vector(len), "mixing weights");
-        let rows = graph.slice(flat, 0, crate::graph::Shape::matrix(len / row, row))?;
-        let matrix = graph.slice(alphas, 0, crate::graph::Shape::matrix(len / row, row))?;
-        graph.push(Self, vec![matrix], vec![rows.into()]);
+    /// Records the softmax of consecutive rows of the given lengths into a flat vector like `alphas`; neighbouring rows
+    /// of one length share a launch.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if the rows do not fit the vector.
+    pub fn record(graph: &mut Graph, alphas: Tensor, rows: &[usize]) -> Result<Tensor> {
+        let flat = graph.tensor(Shape::vector(graph.shape(alphas).len()), "mixing weights");
+        let mut at = 0;
+        for run in rows.chunk_by(|a, b| a == b) {
+            let shape = Shape::matrix(run.len(), run[0]);
+            let (x, y) = (graph.slice(alphas, at, shape)?, graph.slice(flat, at, shape)?);
+            graph.push(Self, vec![x], vec![y.into()]);
+            at += shape.len();
+        }
         Ok(flat)
     }
 }

@@ -1,0 +1,42 @@
+//! Where the built-in datasets are: `.npz` files of the repository, found beside the program or named by the
+//! environment variable `SUPERNET_DATA`.
+
+use std::path::PathBuf;
+
+use super::{Raw, npz};
+use crate::error::{Error, Result};
+
+/// Environment variable with the folder of the `.npz` files.
+const VARIABLE: &str = "SUPERNET_DATA";
+
+/// Finds and reads a built-in dataset; returns also its path, for messages.
+pub(super) fn load(name: &str) -> Result<(PathBuf, Raw)> {
+    let candidates: Vec<PathBuf> = folders().iter().map(|folder| folder.join(format!("{name}.npz"))).collect();
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => Ok((path.clone(), npz::load(path)?)),
+        None => {
+            let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+            Err(Error::usage(format!(
+                "built-in dataset `{name}` was not found; tried {}. Set {VARIABLE} to the folder data/builtin of the \
+                 repository",
+                tried.join(", ")
+            )))
+        }
+    }
+}
+
+/// The folders to look in: the variable, the working directory, the folders above the program (which is in
+/// `target/` of a checkout), and the checkout that the program was built from.
+fn folders() -> Vec<PathBuf> {
+    let below = |folder: &std::path::Path| folder.join("data").join("builtin");
+    let mut folders = Vec::new();
+    folders.extend(std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from));
+    folders.extend(std::env::current_dir().ok().map(|folder| below(&folder)));
+    if let Ok(program) = std::env::current_exe() {
+        folders.extend(program.ancestors().skip(1).map(below));
+    }
+    folders.push(below(env!("CARGO_MANIFEST_DIR").as_ref()));
+    let mut seen = std::collections::HashSet::new();
+    folders.retain(|folder| seen.insert(folder.clone()));
+    folders
+}
