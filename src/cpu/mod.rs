@@ -4,10 +4,7 @@
 //! The crate is compiled for the baseline of its target; everything hot is reached through [`micro::Micro`], a table
 //! of kernels chosen once at run time for the instruction set that the machine has.
 
-<<<<<<< HEAD
 mod augment;
-=======
->>>>>>> main
 mod common;
 mod dense;
 mod flat;
