@@ -80,14 +80,8 @@ impl Case {
             let pooled = crate::ops::pool::GlobalPool::record(&mut self.graph, map);
             let shape = self.graph.shape(map);
             let w = self.input(Shape::matrix(shape.c, 4));
-            let dense = crate::ops::dense::Dense {
-                kernel: 1,
-                stride: 1,
-                pad: 0,
-                relu: false,
-                bias: false,
-                statistics: false,
-            };
+            let dense =
+                crate::ops::dense::Dense { kernel: 1, stride: 1, pad: 0, relu: false, bias: false, statistics: false };
             logits.push(crate::ops::dense::Dense::record(&mut self.graph, dense, pooled, w, None, None).unwrap());
         }
         let terms: Vec<_> = logits.iter().map(|&l| (1.0, l)).collect();
