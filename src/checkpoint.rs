@@ -96,6 +96,11 @@ impl Checkpoint {
         }
     }
 
+    /// Hash of names, shapes and values of all tensors.
+    pub fn checksum(&self) -> String {
+        checksum(&self.tensors)
+    }
+
     /// Adds a plain vector.
     pub fn put(&mut self, name: &str, values: &[f32]) {
         self.tensors.insert(name.into(), (vec![values.len()], values.to_vec()));

@@ -21,6 +21,8 @@ mod spec;
 mod split;
 
 #[cfg(feature = "files")]
+mod atomic;
+#[cfg(feature = "files")]
 mod builtin;
 #[cfg(feature = "files")]
 mod cache;

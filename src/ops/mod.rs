@@ -3,12 +3,13 @@
 //! `shaders/` (WGSL) under the same stems.
 //!
 //! To add an op: write its struct and `impl Family` in the file of its family, name it in the table at the end of this
-//! file, and add a case to `tests/cases.rs` (a test fails while it is missing there).
+//! file, and add a case to `tests/cases.rs` (a test fails while it is missing there). For GPUs see [`launch`].
 
 pub mod augment;
 pub mod dense;
 pub mod elementary;
 pub mod elementwise;
+pub mod launch;
 pub mod loss;
 pub mod mixture;
 pub mod norm;
@@ -108,6 +109,11 @@ impl Cost {
         let elements: usize = inputs.iter().chain(outputs).map(|s| s.len()).sum();
         Self { flops: flops as f64, bytes: 4.0 * elements as f64, launches: 1 }
     }
+}
+
+/// Length of an area of an op's scratch: areas start on a cache line.
+pub const fn area(len: usize) -> usize {
+    len.next_multiple_of(16)
 }
 
 /// What a family says of one of its ops.
