@@ -1,7 +1,15 @@
 //! All integration tests, in one binary.
 
+mod cases;
+mod composition;
 #[cfg(feature = "files")]
 mod data;
+mod gpu;
+mod gradients;
+mod onnx;
+mod parity;
+mod plan;
 #[cfg(feature = "files")]
 mod runs;
 mod torch;
+mod values;

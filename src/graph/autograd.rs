@@ -48,28 +48,56 @@ impl Term {
     }
 }
 
+/// What part of a base tensor a view covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Region {
+    /// First column, the base seen as `rows x c`.
+    start: usize,
+    /// Behind the last column.
+    end: usize,
+    /// Whether the view covers every element of these columns, not only some of them.
+    whole: bool,
+}
+
+impl Region {
+    fn of(graph: &Graph, tensor: Tensor) -> Self {
+        let (view, base) = (graph.info(tensor), graph.info(graph.base(tensor)));
+        let (rows, c) = (view.shape.rows(), view.shape.c);
+        let contiguous = view.row_stride == c || rows == 1;
+        if rows == base.shape.rows() && (rows == 1 || view.row_stride == base.row_stride) {
+            Self { start: view.offset, end: view.offset + c, whole: true }
+        } else if base.shape.rows() == 1 {
+            Self { start: view.offset, end: view.offset + (rows - 1) * view.row_stride + c, whole: contiguous }
+        } else {
+            // Some rows of a matrix, or all of it in another shape.
+            Self { start: 0, end: base.shape.c, whole: contiguous && view.shape.len() == base.shape.len() }
+        }
+    }
+
+    fn overlaps(self, start: usize, end: usize) -> bool {
+        start < self.end && end > self.start
+    }
+}
+
+/// Whether two views of one base look at the same elements in the same shape.
+fn same_elements(graph: &Graph, a: Tensor, b: Tensor) -> bool {
+    let extent = |t: Tensor| (graph.info(t).offset, graph.info(t).row_stride, graph.info(t).shape);
+    extent(a) == extent(b)
+}
+
 #[derive(Default)]
 struct Cotangents {
     /// Base tensor -> its dense gradient and the column ranges written so far.
     dense: HashMap<Tensor, (Tensor, Vec<(usize, usize)>)>,
-    terms: HashMap<Tensor, Vec<Term>>,
-}
-
-/// Columns of the base that a view covers, the base seen as `rows x c` (one row for flat vectors).
-fn region(graph: &Graph, tensor: Tensor) -> (usize, usize) {
-    let (view, base) = (graph.info(tensor), graph.info(graph.base(tensor)));
-    if view.row_stride == base.row_stride && view.shape.rows() == base.shape.rows() {
-        (view.offset, view.offset + view.shape.c)
-    } else {
-        (view.offset, view.offset + view.shape.len())
-    }
+    /// Base tensor -> the terms that wait at it or at views of it, in order.
+    terms: HashMap<Tensor, Vec<(Tensor, Term)>>,
 }
 
 impl Cotangents {
     /// The dense gradient of `tensor`, made on first use, and whether the caller must add to it.
     fn slot(&mut self, graph: &mut Graph, tensor: Tensor) -> Output {
         let base = graph.base(tensor);
-        let (start, end) = region(graph, tensor);
+        let Region { start, end, whole } = Region::of(graph, tensor);
         let (gradient, mut written) = self.dense.remove(&base).unwrap_or_else(|| {
             let info = graph.info(base);
             let (shape, name) = (info.shape, format!("d {}", info.name));
@@ -79,13 +107,74 @@ impl Cotangents {
             (gradient, Vec::new())
         });
         let covered: usize = written.iter().map(|&(a, b)| b.min(end).saturating_sub(a.max(start))).sum();
-        if covered > 0 && covered < end - start {
+        let accumulate = covered > 0 || !whole;
+        if accumulate && covered < end - start {
             Self::fill_gaps(graph, gradient, &mut written, start, end);
         } else if covered == 0 {
             written.push((start, end));
         }
         self.dense.insert(base, (gradient, written));
-        Output { tensor: Self::view_like(graph, gradient, tensor), accumulate: covered > 0 }
+        Output { tensor: Self::view_like(graph, gradient, tensor), accumulate }
+    }
+
+    /// Whether a dense gradient reaches any part of `tensor`.
+    fn written(&self, graph: &Graph, tensor: Tensor) -> bool {
+        let region = Region::of(graph, tensor);
+        self.dense.get(&graph.base(tensor)).is_some_and(|(_, w)| w.iter().any(|&(a, b)| region.overlaps(a, b)))
+    }
+
+    /// Whether anything flows back into any part of `tensor`.
+    fn has(&self, graph: &Graph, tensor: Tensor) -> bool {
+        let region = Region::of(graph, tensor);
+        let touches = |view: Tensor| {
+            let other = Region::of(graph, view);
+            region.overlaps(other.start, other.end)
+        };
+        let terms = self.terms.get(&graph.base(tensor));
+        self.written(graph, tensor) || terms.is_some_and(|list| list.iter().any(|&(view, _)| touches(view)))
+    }
+
+    /// Takes the terms that wait at exactly the elements of `tensor`, whatever handle they were left at.
+    fn take(&mut self, graph: &Graph, tensor: Tensor) -> Vec<Term> {
+        let Some(list) = self.terms.get_mut(&graph.base(tensor)) else { return Vec::new() };
+        let mut taken = Vec::new();
+        list.retain(|&(view, term)| {
+            let same = same_elements(graph, view, tensor);
+            taken.extend(same.then_some(term));
+            !same
+        });
+        taken
+    }
+
+    /// Computes terms of `tensor` into its dense gradient.
+    fn compute(&mut self, graph: &mut Graph, tensor: Tensor, terms: &[Term]) -> Tensor {
+        let slot = self.slot(graph, tensor);
+        if !terms.is_empty() {
+            let mut inputs = Vec::new();
+            if terms.iter().any(|t| t.coef.is_some()) {
+                inputs.push(tensor);
+            }
+            let kinds = terms.iter().map(|t| t.push(&mut inputs)).collect();
+            graph.push(Affine { terms: kinds }, inputs, vec![slot]);
+        }
+        slot.tensor
+    }
+
+    /// Computes the terms that wait at other views which share elements with `output`: its producer sees only the
+    /// terms at the output itself.
+    fn settle(&mut self, graph: &mut Graph, output: Tensor) {
+        let region = Region::of(graph, output);
+        let waiting: Vec<Tensor> = self.terms.get(&graph.base(output)).into_iter().flatten().map(|t| t.0).collect();
+        for view in waiting {
+            let other = Region::of(graph, view);
+            if same_elements(graph, view, output) || !region.overlaps(other.start, other.end) {
+                continue;
+            }
+            let terms = self.take(graph, view);
+            if !terms.is_empty() {
+                self.compute(graph, view, &terms);
+            }
+        }
     }
 
     /// The view into `gradient` that corresponds to `tensor` in its base.
@@ -127,12 +216,6 @@ impl Cotangents {
             graph.push(Fill { value: 0.0 }, vec![], vec![view.into()]);
             written.push((a, b));
         }
-    }
-
-    fn has(&self, graph: &Graph, tensor: Tensor) -> bool {
-        let (start, end) = region(graph, tensor);
-        self.terms.contains_key(&tensor)
-            || self.dense.get(&graph.base(tensor)).is_some_and(|(_, w)| w.iter().any(|&(a, b)| a < end && b > start))
     }
 }
 
@@ -178,29 +261,23 @@ impl Backward<'_> {
     /// All terms of an output's gradient; its dense part, if any, comes first as a plain term.
     pub fn terms(&mut self, output: Tensor) -> Vec<Term> {
         let mut terms = Vec::new();
-        let base = self.graph.base(output);
-        let (start, end) = region(self.graph, output);
-        if let Some((_, written)) = self.cotangents.dense.get(&base) {
-            if written.iter().any(|&(a, b)| a < end && b > start) {
-                terms.push(Term::plain(self.cotangents.slot(self.graph, output).tensor));
-            }
+        if self.cotangents.written(self.graph, output) {
+            terms.push(Term::plain(self.cotangents.slot(self.graph, output).tensor));
         }
-        terms.extend(self.cotangents.terms.remove(&output).unwrap_or_default());
+        terms.extend(self.cotangents.take(self.graph, output));
         terms
     }
 
     /// The gradient of an output as one term; sums of several are computed first.
     pub fn single(&mut self, output: Tensor) -> Option<Term> {
-        let lazy = self.cotangents.terms.get(&output).map_or(0, Vec::len);
-        if lazy == 1 {
-            let base = self.graph.base(output);
-            let (start, end) = region(self.graph, output);
-            let dense = self.cotangents.dense.get(&base);
-            if !dense.is_some_and(|(_, w)| w.iter().any(|&(a, b)| a < end && b > start)) {
-                return self.terms(output).pop();
-            }
+        if !self.flows(output) {
+            return None;
         }
-        self.dense(output).map(Term::plain)
+        let mut terms = self.cotangents.take(self.graph, output);
+        if terms.len() == 1 && !self.cotangents.written(self.graph, output) {
+            return terms.pop();
+        }
+        Some(Term::plain(self.cotangents.compute(self.graph, output, &terms)))
     }
 
     /// The gradient of an output as a tensor; pending terms are computed and added first.
@@ -208,22 +285,13 @@ impl Backward<'_> {
         if !self.flows(output) {
             return None;
         }
-        let terms = self.cotangents.terms.remove(&output).unwrap_or_default();
-        let slot = self.cotangents.slot(self.graph, output);
-        if !terms.is_empty() {
-            let mut inputs = Vec::new();
-            if terms.iter().any(|t| t.coef.is_some()) {
-                inputs.push(output);
-            }
-            let kinds = terms.iter().map(|t| t.push(&mut inputs)).collect();
-            self.graph.push(Affine { terms: kinds }, inputs, vec![slot]);
-        }
-        Some(slot.tensor)
+        let terms = self.cotangents.take(self.graph, output);
+        Some(self.cotangents.compute(self.graph, output, &terms))
     }
 
     /// Takes the terms that wait at a tensor, so that a kernel may add them on its way.
     pub fn absorb(&mut self, tensor: Tensor) -> Vec<Term> {
-        self.cotangents.terms.remove(&tensor).unwrap_or_default()
+        self.cotangents.take(self.graph, tensor)
     }
 
     /// Where the gradient of an input is to be written, overwriting or accumulating.
@@ -233,7 +301,7 @@ impl Backward<'_> {
 
     /// Leaves a term at an input instead of writing its gradient.
     pub fn leave(&mut self, input: Tensor, term: Term) {
-        self.cotangents.terms.entry(input).or_default().push(term);
+        self.cotangents.terms.entry(self.graph.base(input)).or_default().push((input, term));
     }
 
     /// A new tensor for a gradient op's result.
@@ -285,16 +353,18 @@ impl Graph {
             }
             let node = node.clone();
             let op = node.op.clone();
+            for output in &node.outputs {
+                cotangents.settle(self, output.tensor);
+            }
             let mut backward = Backward { graph: self, node, depends: &depends, cotangents: &mut cotangents };
             op.backward(&mut backward)?;
         }
         // Terms that wait at a leaf have no producer whose rule would collect them.
-        let mut waiting: Vec<Tensor> = cotangents.terms.keys().copied().collect();
-        waiting.retain(|&t| leaves.contains(&self.base(t)));
-        waiting.sort_unstable_by_key(|t| t.0);
-        for tensor in waiting {
-            let node = Node { op: Fill { value: 0.0 }.into(), inputs: vec![], outputs: vec![tensor.into()] };
-            Backward { graph: self, node, depends: &depends, cotangents: &mut cotangents }.dense(tensor);
+        for &leaf in wrt {
+            while let Some(&(view, _)) = cotangents.terms.get(&self.base(leaf)).and_then(|list| list.first()) {
+                let terms = cotangents.take(self, view);
+                cotangents.compute(self, view, &terms);
+            }
         }
         let mut gradients = Vec::with_capacity(wrt.len());
         for &tensor in wrt {

@@ -60,6 +60,13 @@ impl Program {
         &self.graph
     }
 
+    /// First element in the arena of the base of a tensor, and that base's elements. None for states and for tensors
+    /// of ops that were dropped.
+    pub fn place(&self, tensor: Tensor) -> Option<(usize, usize)> {
+        let base = self.graph.base(tensor);
+        self.plan.offsets[base.index()].map(|offset| (offset, self.graph.shape(base).len()))
+    }
+
     /// Bytes of the arena in f32.
     pub fn arena_bytes(&self) -> usize {
         self.plan.arena * 4

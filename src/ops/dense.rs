@@ -123,7 +123,7 @@ impl Family for Dense {
             inputs.push(y);
         }
         let kind = term.push(&mut inputs);
-        let bias = self.bias && weight;
+        let bias = self.bias && tape.wants(tape.input(2));
         let mut outputs = Vec::new();
         if input {
             outputs.push(tape.slot(x));

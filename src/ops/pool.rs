@@ -44,7 +44,7 @@ impl Pool {
     /// Records the op; `statistics` holds where mean and variance of each wanted result go, maximum first.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the map is smaller than the window.
+    /// [`Error::Shape`] if the map is smaller than the window, or only some results have a place for statistics.
     pub fn record(graph: &mut Graph, op: Self, x: Tensor, statistics: &[(Tensor, Tensor)]) -> Result<Vec<Pooled>> {
         let op = Self { statistics: !statistics.is_empty(), ..op };
         let shape = op.output(graph.shape(x));
@@ -52,8 +52,14 @@ impl Pool {
             let message = format!("a window of {} does not fit a map {}", op.kernel, graph.shape(x));
             return Err(Error::Shape { op: Self::NAME, message });
         }
+        let kinds = usize::from(op.max) + usize::from(op.average);
+        if op.statistics && statistics.len() != kinds {
+            let message =
+                format!("{} places for statistics of {kinds} results of {}", statistics.len(), graph.shape(x));
+            return Err(Error::Shape { op: Self::NAME, message });
+        }
         let (mut outputs, mut pooled) = (Vec::<Output>::new(), Vec::new());
-        for i in 0..usize::from(op.max) + usize::from(op.average) {
+        for i in 0..kinds {
             let y = graph.tensor(shape, if op.max && i == 0 { "max pool" } else { "average pool" });
             let statistics = statistics.get(i).copied();
             outputs.push(y.into());
