@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::micro::Micro;
+use super::separable::SeparableKernel;
+use super::separable_backward::SeparableBackwardKernel;
 use crate::device::view::{Io, View};
 use crate::ops::Op;
 
@@ -64,9 +66,21 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The kernel of an op.
+/// The kernel of an op: the tuned one, or the plain implementation where there is none or where the tensors lie in a
+/// way that it does not serve.
 pub fn lower(launch: Launch<'_>) -> Box<dyn Kernel> {
-    Box::new(Plain::new(launch))
+    tuned(&launch).unwrap_or_else(|| Box::new(Plain::new(launch)))
+}
+
+fn tuned(launch: &Launch<'_>) -> Option<Box<dyn Kernel>> {
+    fn boxed<K: Kernel + 'static>(kernel: Option<K>) -> Option<Box<dyn Kernel>> {
+        kernel.map(|k| Box::new(k) as Box<dyn Kernel>)
+    }
+    match launch.op {
+        Op::Separable(op) => boxed(SeparableKernel::new(op, launch)),
+        Op::SeparableBackward(op) => boxed(SeparableBackwardKernel::new(op, launch)),
+        _ => None,
+    }
 }
 
 /// The reference implementation as a kernel, for ops whose time does not matter.

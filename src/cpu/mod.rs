@@ -4,6 +4,11 @@
 //! The crate is compiled for the baseline of its target; everything hot is reached through [`micro::Micro`], a table
 //! of kernels chosen once at run time for the instruction set that the machine has.
 
+mod common;
 pub mod kernel;
 pub mod micro;
+mod separable;
+mod separable_backward;
 pub mod simd;
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! map of one pixel). Weights `[kernel * kernel * c_in, c_out]`, tap-major.
 
 use super::elementwise::TermView;
-use super::{Cost, Family, Real, norm};
+use super::{Cost, Family, Real, area, norm};
 use crate::device::view::{Io, View};
 use crate::error::{Error, Result};
 use crate::graph::{Backward, Graph, Output, Shape, Tensor, TermKind};
@@ -91,7 +91,7 @@ impl Family for Dense {
     }
 
     fn scratch(&self, _inputs: &[Shape], outputs: &[Shape]) -> usize {
-        2 * outputs[0].n * outputs[0].c
+        if self.statistics { norm::moments_scratch(outputs[0]) } else { 0 }
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
@@ -164,8 +164,11 @@ impl Family for DenseBackward {
     }
 
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        let elements = usize::from(self.weight) * inputs[1].len() + usize::from(self.bias) * inputs[1].c;
-        norm::chunks(inputs[0].n) * elements
+        // Partial sums of each chunk of images, and the transposed weights.
+        let (chunks, w) = (norm::chunks(inputs[0].n), inputs[1]);
+        let weight = if self.weight { area(chunks * w.len()) } else { 0 };
+        let bias = if self.bias { area(chunks * w.c) } else { 0 };
+        weight + bias + area(w.len())
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {

@@ -7,7 +7,7 @@
 //! `dw_s = sum_c gamma_s s2 + beta_s s1`. Gradients of the maps are left as terms (see `graph::autograd`).
 
 use super::norm::{self, Norm, Normalised};
-use super::{Cost, Family, Real};
+use super::{Cost, Family, Real, area};
 use crate::device::view::{Io, View};
 use crate::error::{Error, Result};
 use crate::graph::{Backward, Graph, Output, Shape, Tensor, Term};
@@ -147,7 +147,10 @@ impl Family for Mixture {
     }
 
     fn scratch(&self, _inputs: &[Shape], outputs: &[Shape]) -> usize {
-        (self.sources.len() + 1) * outputs[0].c * outputs[0].n
+        // A source's normalisation; its factors and summands, and the sum of the summands.
+        let c = outputs[0].c;
+        let norms: usize = self.sources.iter().map(|s| norm::prologue_scratch(s.norm, c)).sum();
+        norms + area(2 * self.sources.len() * c) + area(c)
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
@@ -235,7 +238,10 @@ impl Family for MixtureBackward {
     }
 
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        2 * (self.sources.len() + 1) * inputs[0].c * (inputs[0].n + 1)
+        // A source's normalisation; two sums a chunk of images, source and channel; a share of each weight's gradient.
+        let (g, sources) = (inputs[0], self.sources.len());
+        let norms: usize = self.sources.iter().map(|s| norm::prologue_scratch(s.norm, g.c)).sum();
+        norms + area(norm::chunks(g.n) * 2 * sources * g.c) + area(sources)
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {

@@ -110,6 +110,11 @@ impl Cost {
     }
 }
 
+/// Length of an area of an op's scratch: areas start on a cache line.
+pub const fn area(len: usize) -> usize {
+    len.next_multiple_of(16)
+}
+
 /// What a family says of one of its ops.
 pub trait Family {
     /// Name of the op, also the stem of its kernels.

@@ -130,6 +130,16 @@ pub fn chunks(n: usize) -> usize {
     n.div_ceil(images_a_chunk(n).max(1))
 }
 
+/// Elements of scratch for the batch statistics of `y`: mean and squared deviations of each image.
+pub fn moments_scratch(y: Shape) -> usize {
+    super::area(2 * y.n * y.c)
+}
+
+/// Elements of scratch for a normalisation prepared as factors and summands.
+pub fn prologue_scratch(norm: Option<Norm>, c: usize) -> usize {
+    if norm.is_some() { super::area(4 * c) } else { 0 }
+}
+
 /// Mean and biased variance of a map: inputs `y`; outputs mean `[c]`, var `[c]`.
 #[derive(Clone, Debug)]
 pub struct Statistics;
@@ -152,7 +162,7 @@ impl Family for Statistics {
     }
 
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        2 * inputs[0].n * inputs[0].c
+        moments_scratch(inputs[0])
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {

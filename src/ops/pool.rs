@@ -92,7 +92,8 @@ impl Pool {
         best.expect("every window holds a pixel of the image")
     }
 
-    fn stride_of_outputs(&self) -> usize {
+    /// Outputs of one pooled map.
+    pub fn stride_of_outputs(&self) -> usize {
         1 + 2 * usize::from(self.statistics)
     }
 }
@@ -106,7 +107,8 @@ impl Family for Pool {
     }
 
     fn scratch(&self, _inputs: &[Shape], outputs: &[Shape]) -> usize {
-        4 * outputs[0].n * outputs[0].c
+        let maps = usize::from(self.max) + usize::from(self.average);
+        if self.statistics { maps * norm::moments_scratch(outputs[0]) } else { 0 }
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {

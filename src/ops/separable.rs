@@ -7,7 +7,7 @@
 
 use super::elementwise::TermView;
 use super::norm::{self, Norm, Normalised};
-use super::{Cost, Family, Real};
+use super::{Cost, Family, Real, area};
 use crate::device::view::{Io, View};
 use crate::error::{Error, Result};
 use crate::graph::{Backward, Graph, Output, Shape, Tensor, Term, TermKind};
@@ -96,14 +96,18 @@ impl Separable {
 }
 
 /// Positions of a branch's tensors in the lists of the forward op.
-struct Layout {
-    branch: Branch,
-    input: usize,
-    output: usize,
+pub struct Layout {
+    /// The branch.
+    pub branch: Branch,
+    /// First input: `x`.
+    pub input: usize,
+    /// First output: `y`.
+    pub output: usize,
 }
 
 impl Layout {
-    fn all(branches: &[Branch]) -> Vec<Self> {
+    /// Positions of all branches.
+    pub fn all(branches: &[Branch]) -> Vec<Self> {
         let (mut input, mut output) = (0, 0);
         branches
             .iter()
@@ -117,7 +121,7 @@ impl Layout {
     }
 
     /// Position of the depthwise weights; the pointwise weights follow.
-    fn weights(&self) -> usize {
+    pub fn weights(&self) -> usize {
         self.input + norm::inputs_of(self.branch.norm)
     }
 }
@@ -176,8 +180,12 @@ impl Family for Separable {
         cost
     }
 
-    fn scratch(&self, _inputs: &[Shape], outputs: &[Shape]) -> usize {
-        Layout::all(&self.branches).iter().map(|l| 2 * outputs[l.output].n * outputs[l.output].c).sum()
+    fn scratch(&self, inputs: &[Shape], outputs: &[Shape]) -> usize {
+        let branch = |l: &Layout| {
+            let moments = if l.branch.statistics { norm::moments_scratch(outputs[l.output]) } else { 0 };
+            norm::prologue_scratch(l.branch.norm, inputs[l.input].c) + moments
+        };
+        Layout::all(&self.branches).iter().map(branch).sum()
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
@@ -329,12 +337,21 @@ impl Family for SeparableBackward {
     }
 
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        let n = inputs.first().map_or(0, |s| norm::chunks(s.n));
         let branch = |l: &BackwardLayout| {
-            let (dw, pw) = (inputs[l.weights], inputs[l.weights + 1]);
-            usize::from(l.branch.weight) * (dw.len() + pw.len()) + 2 * dw.c
+            let (x, dw, pw) = (inputs[l.input], inputs[l.weights], inputs[l.weights + 1]);
+            let chunks = norm::chunks(x.n);
+            let mut len = norm::prologue_scratch(l.branch.branch.norm, x.c);
+            if l.branch.input && l.branch.branch.norm.is_some() {
+                len += 2 * area(chunks * x.c);
+            }
+            // The taps in reverse, the pointwise weights transposed; partial sums of each chunk of images.
+            len += area(dw.len()) + area(pw.len());
+            if l.branch.weight {
+                len += area(chunks * dw.len()) + area(chunks * pw.len());
+            }
+            len
         };
-        n * BackwardLayout::all(&self.branches).iter().map(branch).sum::<usize>()
+        BackwardLayout::all(&self.branches).iter().map(branch).sum::<usize>()
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {

@@ -1,0 +1,333 @@
+//! The mixed operation and its gradient. Both pass over every source once: the forward with one factor a source and
+//! channel and one summand a channel, the backward with the sums that all gradients are made of. Factors of images
+//! (drop path) scale the factors of the forward and the partial sums of the backward; a source whose factor is zero is
+//! not read for that image.
+
+use std::ptr::{null, null_mut};
+
+use super::common::{Areas, Prologue, TileArea, TileAreas, element, image, pixels};
+use super::kernel::{Context, Kernel, Launch, Tile};
+use super::micro::{self, SourceSum, WeightedSum, WeightedSums};
+use crate::device::view::View;
+use crate::ops::mixture::{Mixture, MixtureBackward, Source};
+use crate::ops::norm;
+
+/// Sources that one pass over an image takes.
+const PASS: usize = 64;
+
+/// A source with its tensors.
+struct SourceKernel {
+    source: Source,
+    prologue: Prologue,
+}
+
+/// All sources, with the tensors that they share.
+struct Sources {
+    weights: Option<View<f32>>,
+    mask: Option<View<f32>>,
+    list: Vec<SourceKernel>,
+}
+
+impl Sources {
+    fn new(sources: &[Source], mut inputs: &[View<f32>], areas: &mut Areas) -> Self {
+        let mut next = |wanted: bool| {
+            wanted.then(|| {
+                let first = inputs[0];
+                inputs = &inputs[1..];
+                first
+            })
+        };
+        let weights = next(sources.iter().any(|s| s.weight.is_some()));
+        let mask = next(sources.iter().any(|s| s.mask.is_some()));
+        let one = |&source: &Source| {
+            let prologue = Prologue::new(source.norm, inputs, areas);
+            inputs = &inputs[norm::inputs_of(source.norm)..];
+            SourceKernel { source, prologue }
+        };
+        let list = sources.iter().map(one).collect();
+        Self { weights, mask, list }
+    }
+
+    fn weight(&self, source: &Source) -> f32 {
+        source.weight.zip(self.weights).map_or(1.0, |(i, w)| w.at(i))
+    }
+
+    fn factor(&self, source: &Source, n: usize) -> f32 {
+        source.mask.zip(self.mask).map_or(1.0, |(row, mask)| mask.get(row, n))
+    }
+}
+
+/// See [`Mixture`].
+pub struct MixtureKernel {
+    sources: Sources,
+    /// Rows: the factors of each source, then its summands.
+    factors: View<f32>,
+    /// Summand of the node without masks.
+    bias: View<f32>,
+    out: View<f32>,
+    accumulate: bool,
+    scaled: TileArea,
+    tile: usize,
+}
+
+impl MixtureKernel {
+    /// The kernel.
+    pub fn new(op: &Mixture, launch: &Launch<'_>) -> Option<Self> {
+        let mut areas = Areas::new(launch.scratch);
+        let sources = Sources::new(&op.sources, &launch.inputs, &mut areas);
+        let (out, accumulate) = (launch.outputs[0], launch.accumulate[0]);
+        let c = out.shape.c;
+        let (factors, bias) = (areas.take(2 * sources.list.len() * c), areas.take(c));
+        let mut tiles = TileAreas::default();
+        let scaled = tiles.take((sources.list.len() + 1) * c);
+        Some(Self { sources, factors, bias, out, accumulate, scaled, tile: tiles.len() })
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        let c = self.out.shape.c;
+        &self.factors.slice()[row * c..(row + 1) * c]
+    }
+
+    fn prepare(&self) {
+        let columns = self.out.shape.c;
+        (0..columns).for_each(|c| self.bias.set(0, c, 0.0));
+        for (s, SourceKernel { source, prologue }) in self.sources.list.iter().enumerate() {
+            let w = self.sources.weight(source);
+            for c in 0..columns {
+                let (mean, inv, gamma, beta) = prologue.channel(c);
+                let shift = w * (beta - mean * (gamma * inv));
+                self.factors.set(0, 2 * s * columns + c, w * gamma * inv);
+                self.factors.set(0, (2 * s + 1) * columns + c, shift);
+                self.bias.set(0, c, self.bias.get(0, c) + shift);
+            }
+        }
+    }
+
+    /// The factors and summands of one image under the masks; the number of sources that take part.
+    fn scaled(&self, n: usize, tile: Tile, first: usize, list: &mut [micro::Source]) -> (usize, *const f32) {
+        let c = self.out.shape.c;
+        let area = tile.at(self.scaled);
+        // SAFETY: the tile holds a row for each source and one for the summand.
+        let bias = unsafe { std::slice::from_raw_parts_mut(area, c) };
+        bias.fill(0.0);
+        let mut count = 0;
+        for (s, own) in self.sources.list.iter().enumerate().skip(first).take(list.len()) {
+            let m = self.sources.factor(&own.source, n);
+            if m == 0.0 {
+                continue;
+            }
+            let row = area.wrapping_add((1 + s) * c);
+            // SAFETY: as above, and rows of different sources do not overlap.
+            let scales = unsafe { std::slice::from_raw_parts_mut(row, c) };
+            scales.iter_mut().zip(self.row(2 * s)).for_each(|(o, &k)| *o = m * k);
+            bias.iter_mut().zip(self.row(2 * s + 1)).for_each(|(o, &k)| *o += m * k);
+            let x = &own.prologue.x;
+            list[count] = micro::Source { y: image(x, n), ld: x.row_stride, scale: row };
+            count += 1;
+        }
+        (count, area)
+    }
+}
+
+impl Kernel for MixtureKernel {
+    fn run(&self, context: &Context<'_>) {
+        self.prepare();
+        let (shape, sources) = (self.out.shape, &self.sources.list);
+        context.parallel(shape.n, |n, tile| {
+            let mut list = [micro::Source { y: null(), ld: 0, scale: null() }; PASS];
+            for first in (0..sources.len()).step_by(PASS) {
+                let take = PASS.min(sources.len() - first);
+                let (count, bias) = if self.sources.mask.is_some() {
+                    self.scaled(n, tile, first, &mut list[..take])
+                } else {
+                    for (entry, s) in list.iter_mut().zip(first..first + take) {
+                        let x = &sources[s].prologue.x;
+                        let scale = element(&self.factors, 2 * s * shape.c);
+                        *entry = micro::Source { y: image(x, n), ld: x.row_stride, scale };
+                    }
+                    (take, if first == 0 { self.bias.ptr().cast_const() } else { null() })
+                };
+                let args = WeightedSum {
+                    sources: &list[..count],
+                    bias,
+                    rows: pixels(shape),
+                    c: shape.c,
+                    out: image(&self.out, n),
+                    ldo: self.out.row_stride,
+                    accumulate: self.accumulate || first > 0,
+                };
+                // SAFETY: the views cover the image; factors and summands have one element a channel.
+                unsafe { (context.micro.weighted_sum)(&args) };
+            }
+        });
+    }
+
+    fn tile(&self) -> usize {
+        self.tile
+    }
+}
+
+/// What is wanted of one source.
+struct Wanted {
+    coefficients: Option<(View<f32>, bool)>,
+    /// dgamma and dbeta.
+    parameters: Option<[(View<f32>, bool); 2]>,
+    /// Whether its sums are needed at all.
+    sums: bool,
+}
+
+/// See [`MixtureBackward`].
+pub struct MixtureBackwardKernel {
+    sources: Sources,
+    wanted: Vec<Wanted>,
+    g: View<f32>,
+    dweights: Option<(View<f32>, bool)>,
+    /// A chunk's sums, `[chunk][source][2][c]`: of g, and of g and the centred map.
+    partials: View<f32>,
+    /// Each source's part of the gradient of its weight.
+    shares: View<f32>,
+    /// Sums of one image, laid out like a chunk's.
+    sums: TileArea,
+    tile: usize,
+}
+
+impl MixtureBackwardKernel {
+    /// The kernel.
+    pub fn new(op: &MixtureBackward, launch: &Launch<'_>) -> Option<Self> {
+        let mut areas = Areas::new(launch.scratch);
+        let g = launch.inputs[0];
+        let sources = Sources::new(&op.sources, &launch.inputs[1..], &mut areas);
+        let mut outputs = launch.outputs.iter().copied().zip(launch.accumulate.iter().copied());
+        let dweights = if op.weights { outputs.next() } else { None };
+        let mut wanted = Vec::with_capacity(op.wants.len());
+        for (source, &(coefficients, parameters)) in op.sources.iter().zip(&op.wants) {
+            let coefficients = if coefficients { outputs.next() } else { None };
+            let parameters = if parameters { Some([outputs.next()?, outputs.next()?]) } else { None };
+            let sums = (op.weights && source.weight.is_some())
+                || (coefficients.is_some() && source.norm.is_some())
+                || parameters.is_some();
+            wanted.push(Wanted { coefficients, parameters, sums });
+        }
+        let chunk = 2 * sources.list.len() * g.shape.c;
+        let (partials, shares) = (areas.take(norm::chunks(g.shape.n) * chunk), areas.take(sources.list.len()));
+        let mut tiles = TileAreas::default();
+        let sums = tiles.take(chunk);
+        Some(Self { sources, wanted, g, dweights, partials, shares, sums, tile: tiles.len() })
+    }
+
+    /// Adds image `n` to sums laid out like a chunk's. Without masks all sources share the sums of g of the first.
+    fn image(&self, context: &Context<'_>, n: usize, sums: *mut f32) {
+        let (shape, masked) = (self.g.shape, self.sources.mask.is_some());
+        let row = |s: usize, i: usize| sums.wrapping_add((2 * s + i) * shape.c);
+        let mut list = [SourceSum { y: null(), ld: 0, mean: null(), s2: null_mut() }; PASS];
+        let mut count = 0;
+        let mut s1 = row(0, 0);
+        let mut flush = |list: &[SourceSum]| {
+            let args = WeightedSums {
+                sources: list,
+                g: image(&self.g, n),
+                ldg: self.g.row_stride,
+                rows: pixels(shape),
+                c: shape.c,
+                s1,
+            };
+            // SAFETY: the views cover the image, the sums have one element a channel.
+            unsafe { (context.micro.weighted_sums)(&args) };
+            s1 = null_mut();
+        };
+        for (s, (own, wanted)) in self.sources.list.iter().zip(&self.wanted).enumerate() {
+            if !wanted.sums || (masked && self.sources.factor(&own.source, n) == 0.0) {
+                continue;
+            }
+            let x = &own.prologue.x;
+            list[count] = SourceSum { y: image(x, n), ld: x.row_stride, mean: own.prologue.mean(), s2: row(s, 1) };
+            count += 1;
+            if count == PASS {
+                flush(&list);
+                count = 0;
+            }
+        }
+        if count > 0 || !s1.is_null() {
+            flush(&list[..count]);
+        }
+    }
+
+    /// Sums of the images of a chunk under the masks.
+    fn chunk(&self, context: &Context<'_>, chunk: usize, tile: Tile) {
+        let shape = self.g.shape;
+        let (len, images) = (2 * self.sources.list.len() * shape.c, norm::images_a_chunk(shape.n));
+        let partial = element(&self.partials, chunk * len);
+        // SAFETY: the chunk's part of the area, which no other task touches.
+        let total = unsafe { std::slice::from_raw_parts_mut(partial, len) };
+        total.fill(0.0);
+        for n in chunk * images..((chunk + 1) * images).min(shape.n) {
+            if self.sources.mask.is_none() {
+                self.image(context, n, partial);
+                continue;
+            }
+            let area = tile.at(self.sums);
+            // SAFETY: the tile was sized for the sums of an image.
+            unsafe { area.write_bytes(0, len) };
+            self.image(context, n, area);
+            // SAFETY: as above.
+            let own = unsafe { std::slice::from_raw_parts(area, len) };
+            for (s, source) in self.sources.list.iter().enumerate() {
+                let m = self.sources.factor(&source.source, n);
+                for c in 0..shape.c {
+                    total[2 * s * shape.c + c] += m * own[c];
+                    total[(2 * s + 1) * shape.c + c] += m * own[(2 * s + 1) * shape.c + c];
+                }
+            }
+        }
+    }
+
+    /// The gradients that one source is part of.
+    fn finish(&self, s: usize) {
+        let (SourceKernel { source, prologue }, wanted) = (&self.sources.list[s], &self.wanted[s]);
+        let (c, rows, w) = (self.g.shape.c, self.g.shape.rows(), self.sources.weight(source));
+        let len = 2 * self.sources.list.len() * c;
+        let partials = self.partials.slice();
+        let s1_row = if self.sources.mask.is_some() { 2 * s } else { 0 };
+        let total = |row: usize, i: usize| partials.iter().skip(row * c + i).step_by(len).sum::<f32>();
+        let mut share = 0.0f64;
+        for i in 0..c {
+            let (mean, inv, gamma, beta) = prologue.channel(i);
+            let (mut s1, mut s2) = (0.0, 0.0);
+            if wanted.sums {
+                (s1, s2) = (total(s1_row, i), total(2 * s + 1, i) * inv);
+            }
+            share += f64::from(gamma * s2 + beta * s1);
+            if let Some((out, accumulate)) = &wanted.coefficients {
+                let values = match source.norm {
+                    Some(_) => norm::coefficients((mean, inv, gamma), w, s1, s2, rows),
+                    None => (w, 0.0, 0.0),
+                };
+                for (row, value) in [values.0, values.1, values.2].into_iter().enumerate() {
+                    out.put(row, i, value, *accumulate);
+                }
+            }
+            for ((out, accumulate), value) in wanted.parameters.iter().flatten().zip([w * s2, w * s1]) {
+                out.put(0, i, value, *accumulate);
+            }
+        }
+        self.shares.set(0, s, share as f32);
+    }
+}
+
+impl Kernel for MixtureBackwardKernel {
+    fn run(&self, context: &Context<'_>) {
+        self.sources.list.iter().for_each(|s| s.prologue.prepare());
+        context.parallel(norm::chunks(self.g.shape.n), |chunk, tile| self.chunk(context, chunk, tile));
+        (0..self.sources.list.len()).for_each(|s| self.finish(s));
+        let Some((out, accumulate)) = &self.dweights else { return };
+        for i in 0..out.shape.len() {
+            let own = self.sources.list.iter().enumerate().filter(|(_, s)| s.source.weight == Some(i));
+            let sum = own.map(|(s, _)| self.shares.get(0, s)).sum::<f32>();
+            out.put(i / out.shape.c, i % out.shape.c, sum, *accumulate);
+        }
+    }
+
+    fn tile(&self) -> usize {
+        self.tile
+    }
+}
