@@ -1,14 +1,17 @@
 //! `supernet`: neural architecture search that starts from pretrained DARTS supernets, on a kernel engine of its own.
 
+pub mod checkpoint;
 pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod graph;
 pub mod network;
 pub mod ops;
 pub mod random;
+pub mod run;
 pub mod search;
 pub mod train;
 

@@ -2,8 +2,13 @@
 
 mod cases;
 mod composition;
+#[cfg(feature = "files")]
+mod data;
+mod gpu;
 mod gradients;
 mod parity;
 mod plan;
+#[cfg(feature = "files")]
+mod runs;
 mod torch;
 mod values;

@@ -36,7 +36,7 @@ macro_rules! blocks {
 
 /// Repeats a block for each literal, as a constant that `const { .. }` expressions in the block can use.
 macro_rules! each {
-    ($i:ident in [$($n:literal)*] $body:tt) => { $({ const $i: usize = $n; $body })* };
+    ($i:ident in [$($n:literal)*] $body:block) => { $( #[allow(unused_braces)] { const $i: usize = $n; $body } )* };
 }
 
 pub mod args;

@@ -130,8 +130,8 @@ impl Portable {
     #[inline(always)]
     fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         let mut out = [0.0; 8];
-        for i in 0..8 {
-            out[i] = f(self.0[i], other.0[i]);
+        for (o, (x, y)) in out.iter_mut().zip(self.0.into_iter().zip(other.0)) {
+            *o = f(x, y);
         }
         Self(out)
     }
@@ -209,16 +209,16 @@ impl Vector for Portable {
     #[inline(always)]
     fn equal(self, other: Self) -> [bool; 8] {
         let mut out = [false; 8];
-        for i in 0..8 {
-            out[i] = self.0[i] == other.0[i];
+        for (o, (x, y)) in out.iter_mut().zip(self.0.into_iter().zip(other.0)) {
+            *o = x == y;
         }
         out
     }
     #[inline(always)]
     fn keep(self, mask: [bool; 8]) -> Self {
         let mut out = self.0;
-        for i in 0..8 {
-            out[i] = if mask[i] { out[i] } else { 0.0 };
+        for (o, set) in out.iter_mut().zip(mask) {
+            *o = if set { *o } else { 0.0 };
         }
         Self(out)
     }

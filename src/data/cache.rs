@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::Geometry;
+use super::atomic;
 use super::files::{self, MAX_BYTES};
 use super::hash::Hasher;
 use crate::error::{Error, Result};
@@ -64,7 +65,7 @@ impl Cache {
             // All four are bounded far below 2^32 by the limits of the readers.
             slot.copy_from_slice(&(number as u32).to_le_bytes());
         }
-        files::write_atomically(&self.path, |file| {
+        atomic::write_atomically(&self.path, |file| {
             file.write_all(&header)?;
             file.write_all(pixels)?;
             file.write_all(&hash(&header, pixels))

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 
-use super::files::{self, MAX_PIXELS};
+use super::atomic;
+use super::files::MAX_PIXELS;
 use super::resize::Fit;
 use super::{Dataset, Geometry};
 use crate::error::{Error, Result};
@@ -57,5 +58,5 @@ pub fn contact_sheet(dataset: &Dataset, path: &Path, per_class: usize) -> Result
     }
     let mut png = Cursor::new(Vec::new());
     sheet.write_to(&mut png, ImageFormat::Png).map_err(|error| Error::input(path, error.to_string()))?;
-    files::write_atomically(path, |file| file.write_all(png.get_ref()))
+    atomic::write_atomically(path, |file| file.write_all(png.get_ref()))
 }

@@ -1,7 +1,7 @@
 //! What there is to know about a dataset at a glance.
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Dataset, Geometry, Images};
 
@@ -9,7 +9,7 @@ use super::{Dataset, Geometry, Images};
 const LEAST_STD: f32 = 1e-3;
 
 /// Per-channel mean and standard deviation of pixels scaled to 0..1.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normalisation {
     /// Mean of each channel.
     pub mean: Vec<f32>,

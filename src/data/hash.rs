@@ -7,20 +7,20 @@ const PRIMES: [u64; 2] = [0x9E37_79B1_85EB_CA87, 0xC2B2_AE3D_27D4_EB4F];
 
 /// Incremental hash over a sequence of fields; the boundaries between the fields count.
 #[derive(Clone, Debug)]
-pub(super) struct Hasher {
+pub(crate) struct Hasher {
     lanes: [u64; 2],
 }
 
 impl Hasher {
     /// An empty hash for one use: hashes with different `domain`s never meet.
-    pub(super) fn new(domain: &str) -> Self {
+    pub(crate) fn new(domain: &str) -> Self {
         let mut hasher = Self { lanes: [0x243F_6A88_85A3_08D3, 0x1319_8A2E_0370_7344] };
         hasher.field(domain.as_bytes());
         hasher
     }
 
     /// Adds bytes of any length.
-    pub(super) fn field(&mut self, bytes: &[u8]) {
+    pub(crate) fn field(&mut self, bytes: &[u8]) {
         let mut words = bytes.chunks_exact(8);
         for word in &mut words {
             self.word(u64::from_le_bytes(word.try_into().expect("chunks of eight")));
@@ -32,7 +32,7 @@ impl Hasher {
     }
 
     /// Adds a number.
-    pub(super) fn number(&mut self, value: u64) {
+    pub(crate) fn number(&mut self, value: u64) {
         self.word(value);
     }
 
@@ -45,7 +45,7 @@ impl Hasher {
     }
 
     /// The hash.
-    pub(super) fn finish(&self) -> [u8; 16] {
+    pub(crate) fn finish(&self) -> [u8; 16] {
         let [mut a, mut b] = self.lanes;
         for _ in 0..2 {
             a = avalanche(a.wrapping_add(b));
@@ -58,7 +58,7 @@ impl Hasher {
     }
 
     /// The hash as 32 hexadecimal digits.
-    pub(super) fn hex(&self) -> String {
+    pub(crate) fn hex(&self) -> String {
         self.finish().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

@@ -12,7 +12,7 @@ mod cifar;
 mod contact_sheet;
 mod describe;
 mod files;
-mod hash;
+pub(crate) mod hash;
 mod idx;
 mod labels;
 mod loader;
@@ -20,6 +20,8 @@ mod resize;
 mod spec;
 mod split;
 
+#[cfg(feature = "files")]
+mod atomic;
 #[cfg(feature = "files")]
 mod builtin;
 #[cfg(feature = "files")]

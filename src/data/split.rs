@@ -183,8 +183,8 @@ mod tests {
     fn rare_classes_are_in_both_parts() {
         let labels: Vec<u32> = std::iter::repeat_n(0, 1000).chain([1, 1, 2]).collect();
         let (train, test) = stratified_split(&labels, 3, 0.9, 0);
-        assert_eq!(counts(&labels, &train, 3), [900, 1, 1]);
-        assert_eq!(counts(&labels, &test, 3), [100, 1, 0]);
+        assert_eq!(counts(&labels, &train, 3), [901, 1, 1]);
+        assert_eq!(counts(&labels, &test, 3), [99, 1, 0]);
     }
 
     #[test]

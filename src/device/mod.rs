@@ -4,4 +4,5 @@
 pub mod cpu;
 mod memory;
 pub mod reference;
+pub mod source;
 pub mod view;

@@ -3,12 +3,13 @@
 //! `shaders/` (WGSL) under the same stems.
 //!
 //! To add an op: write its struct and `impl Family` in the file of its family, name it in the table at the end of this
-//! file, and add a case to `tests/cases.rs` (a test fails while it is missing there).
+//! file, and add a case to `tests/cases.rs` (a test fails while it is missing there). For GPUs see [`launch`].
 
 pub mod augment;
 pub mod dense;
 pub mod elementary;
 pub mod elementwise;
+pub mod launch;
 pub mod loss;
 pub mod mixture;
 pub mod norm;

@@ -1,3 +1,4 @@
 //! Training and evaluation of a derived network.
 
+pub mod run;
 pub mod step;

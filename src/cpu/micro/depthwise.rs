@@ -1,29 +1,81 @@
 //! Depthwise convolution and its two gradients.
 //!
-//! All three keep a tile of neighbouring output pixels of one channel block in registers and walk along one row of the
+//! The hot geometries keep a tile of output pixels of one channel block in registers and walk along one row of the
 //! window at a time. A pixel of the padded image is loaded (for the scatter: loaded and stored) once for a tile and
 //! row and meets all taps that it belongs to, so loads are a fraction of the multiplications and misaligned channels
-//! cost little. Which tap of which pixel lands on which output is settled at compile time for each kernel size,
-//! dilation and stride of the search spaces; other geometries run a plain loop.
+//! cost little. Which tap of which pixel lands on which output is settled at compile time.
+//!
+//! Two patterns cover all dilations: with pixels counted in steps of the dilation, the windows of neighbouring tile
+//! pixels are one step apart (stride 1, where a tile takes every `dilation`-th pixel of the row, and stride equal to
+//! the dilation) or two steps (stride twice the dilation). Other strides, other kernel sizes and channel blocks that
+//! do not fill a register run plain loops.
 
 use super::super::simd::{Vector, ld, st};
 use super::{Depthwise, DepthwiseScatter, DepthwiseWeight};
 
-/// The output of a tile of `t` on which tap `b` of image pixel `p` lands; `t` if none.
-const fn lands(p: usize, b: usize, s: usize, d: usize, t: usize) -> usize {
-    if p >= b * d && (p - b * d).is_multiple_of(s) && (p - b * d) / s < t { (p - b * d) / s } else { t }
+/// The output of a tile of `t` on which tap `b` of pixel `p` lands if windows are `s` pixels apart; `t` if none.
+const fn lands(p: usize, b: usize, s: usize, t: usize) -> usize {
+    if p >= b && (p - b).is_multiple_of(s) && (p - b) / s < t { (p - b) / s } else { t }
 }
 
-/// Whether image pixel `p` contributes to a tile of `t` at all.
-const fn used(p: usize, k: usize, s: usize, d: usize, t: usize) -> bool {
-    let mut b = 0;
-    while b < k {
-        if lands(p, b, s, d, t) < t {
-            return true;
-        }
-        b += 1;
+/// Number of pixels that a tile of `t` outputs sees in a row.
+const fn span(t: usize, k: usize, s: usize) -> usize {
+    (t - 1) * s + k
+}
+
+/// How the pixels of an output row are dealt to tiles.
+#[derive(Clone, Copy)]
+struct Walk {
+    /// Tiles take every `phases`-th pixel, beginning with each of the first `phases`.
+    phases: usize,
+    /// Floats from one pixel of the pattern to the next in the padded image.
+    unit: usize,
+    /// Floats from one row of the window to the next in the padded image.
+    row: usize,
+}
+
+impl Walk {
+    #[inline(always)]
+    fn new(stride: usize, dilation: usize, width: usize, c: usize) -> Self {
+        let phases = if stride == 1 { dilation } else { 1 };
+        Self { phases, unit: dilation * c, row: dilation * width * c }
     }
-    false
+
+    /// Number of pixels of phase `phase` in a row of `ow`.
+    #[inline(always)]
+    fn count(&self, ow: usize, phase: usize) -> usize {
+        (ow.max(phase) - phase).div_ceil(self.phases)
+    }
+}
+
+/// Runs the pattern of the geometry on whole registers and `$plain` on the rest; `$plain` alone for other geometries.
+macro_rules! geometries {
+    ($v:ident, $a:expr, $f:ident, $plain:ident) => {{
+        let a = $a;
+        let step = if a.stride == 1 || a.stride == a.dilation { 1 } else { a.stride };
+        match (a.k, step) {
+            (3, 1) => geometries!(@blocks $v, a, $f[3, 1], $plain),
+            (5, 1) => geometries!(@blocks $v, a, $f[5, 1], $plain),
+            (3, 2) if a.stride == 2 * a.dilation => geometries!(@blocks $v, a, $f[3, 2], $plain),
+            (5, 2) if a.stride == 2 * a.dilation => geometries!(@blocks $v, a, $f[5, 2], $plain),
+            _ => blocks!($v, a.c, $plain[](a)),
+        }
+    }};
+    (@blocks $v:ident, $a:ident, $f:ident [$k:literal, $s:literal], $plain:ident) => {{
+        let mut lo = 0;
+        while lo + $v::LANES <= $a.c {
+            $f::<$v, $k, $s>($a, lo);
+            lo += $v::LANES;
+        }
+        let half = <$v::Half as Vector>::LANES;
+        if half < $v::LANES && lo + half <= $a.c {
+            $f::<$v::Half, $k, $s>($a, lo);
+            lo += half;
+        }
+        if lo < $a.c {
+            $plain::<$v::Half, false>($a, lo, $a.c - lo);
+        }
+    }};
 }
 
 /// Weights `[k * k][c]` with the taps in reverse order: with them `depthwise` on the padded gradient of the output of
@@ -38,21 +90,36 @@ pub unsafe fn flip_taps(w: *const f32, k: usize, c: usize, out: *mut f32) {
     }
 }
 
-/// Instantiates `$f` for the geometries of the search spaces; `$plain` runs the others.
-macro_rules! geometries {
-    ($v:ident, $a:expr, $f:ident, $plain:ident) => {
-        match ($a.k, $a.stride, $a.dilation) {
-            (3, 1, 1) => $f::<$v, 3, 1, 1>($a),
-            (3, 1, 2) => $f::<$v, 3, 1, 2>($a),
-            (3, 2, 1) => $f::<$v, 3, 2, 1>($a),
-            (3, 2, 2) => $f::<$v, 3, 2, 2>($a),
-            (5, 1, 1) => $f::<$v, 5, 1, 1>($a),
-            (5, 1, 2) => $f::<$v, 5, 1, 2>($a),
-            (5, 2, 1) => $f::<$v, 5, 2, 1>($a),
-            (5, 2, 2) => $f::<$v, 5, 2, 2>($a),
-            _ => blocks!($v, $a.c, $plain[]($a)),
+/// `p + step`. For 3 x 3 windows the compiler may not fold it with other steps: it would compute the distances of all
+/// pixels of a tile ahead and, having too few registers for them, load them between the multiplications. With 5 x 5
+/// windows there are enough multiplications to hide that, and the freedom to schedule is worth more.
+#[inline(always)]
+fn advance<const K: usize>(p: *mut f32, step: usize) -> *mut f32 {
+    #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(unused_mut))]
+    let mut next = p.wrapping_add(step);
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if K == 3 {
+        #[expect(clippy::pointers_in_nomem_asm_block, reason = "no instruction, hence no access")]
+        // SAFETY: there is no instruction.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) next, options(pure, nomem, nostack, preserves_flags));
         }
-    };
+    }
+    next
+}
+
+/// `N` vectors that are `step` floats apart.
+#[inline(always)]
+unsafe fn load_row<V: Vector, const FULL: bool, const N: usize>(mut p: *const f32, step: usize, n: usize) -> [V; N] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut row = [V::zero(); N];
+        for v in &mut row {
+            *v = ld::<V, FULL>(p, n);
+            p = p.wrapping_add(step);
+        }
+        row
+    }
 }
 
 /// See [`super::Micro`].
@@ -62,92 +129,76 @@ pub(super) unsafe fn depthwise<V: Vector>(a: &Depthwise) {
     unsafe { geometries!(V, a, forward, forward_plain) }
 }
 
+/// One channel block. The last tile of a row is moved back to end with it: its overlap is computed twice.
 #[inline(always)]
-unsafe fn forward<V: Vector, const K: usize, const S: usize, const D: usize>(a: &Depthwise) {
-    for i in 0..a.oh {
-        // SAFETY: the caller's contract.
-        unsafe { blocks!(V, a.c, forward_row[K, S, D](a, i)) }
-    }
-}
-
-/// Row `i` of the output. The last tile is moved back to end with the row: its overlap is computed twice.
-#[inline(always)]
-unsafe fn forward_row<V: Vector, const FULL: bool, const K: usize, const S: usize, const D: usize>(
-    a: &Depthwise,
-    i: usize,
-    lo: usize,
-    n: usize,
-) {
+unsafe fn forward<V: Vector, const K: usize, const S: usize>(a: &Depthwise, lo: usize) {
+    let walk = Walk::new(a.stride, a.dilation, a.width, a.c);
     // SAFETY: the caller's contract; tiles end with the row.
     unsafe {
-        let inp = a.inp.add(i * S * a.width * a.c + lo);
-        let out = a.out.add(i * a.ow * a.ldo + lo);
-        if a.ow >= 8 {
-            let mut j = 0;
-            while j < a.ow {
-                j = j.min(a.ow - 8);
-                forward_tile::<V, FULL, K, S, D, 8>(a, lo, n, inp.add(j * S * a.c), out.add(j * a.ldo));
-                j += 8;
-            }
-        } else if a.ow >= 4 {
-            let mut j = 0;
-            while j < a.ow {
-                j = j.min(a.ow - 4);
-                forward_tile::<V, FULL, K, S, D, 4>(a, lo, n, inp.add(j * S * a.c), out.add(j * a.ldo));
-                j += 4;
-            }
-        } else {
-            for j in 0..a.ow {
-                forward_tile::<V, FULL, K, S, D, 1>(a, lo, n, inp.add(j * S * a.c), out.add(j * a.ldo));
+        for i in 0..a.oh {
+            for phase in 0..walk.phases {
+                let count = walk.count(a.ow, phase);
+                let tile = if count >= 8 {
+                    8
+                } else if count >= 4 {
+                    4
+                } else {
+                    1
+                };
+                let inp = a.inp.add((i * a.stride * a.width + phase) * a.c + lo);
+                let out = a.out.add((i * a.ow + phase) * a.ldo + lo);
+                let mut j = 0;
+                while j < count {
+                    j = j.min(count - tile);
+                    let (inp, out) = (inp.add(j * S * walk.unit), out.add(j * walk.phases * a.ldo));
+                    match tile {
+                        8 => forward_tile::<V, K, S, 8>(a, lo, walk, inp, out),
+                        4 => forward_tile::<V, K, S, 4>(a, lo, walk, inp, out),
+                        _ => forward_any::<V, true, 1>(a, lo, V::LANES, inp, out),
+                    }
+                    j += tile;
+                }
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn forward_tile<V: Vector, const FULL: bool, const K: usize, const S: usize, const D: usize, const T: usize>(
+unsafe fn forward_tile<V: Vector, const K: usize, const S: usize, const T: usize>(
     a: &Depthwise,
     lo: usize,
-    n: usize,
-    mut x: *const f32,
-    out: *mut f32,
+    walk: Walk,
+    mut row: *const f32,
+    mut out: *mut f32,
 ) {
-    // SAFETY: the caller's contract; image pixels that no output of the tile uses are not loaded.
+    // SAFETY: the caller's contract.
     unsafe {
         let mut acc = [V::zero(); T];
         let mut w = a.weights.add(lo);
         for _ in 0..K {
-            let taps = load_taps::<V, FULL, K>(w, a.c, n);
-            each!(P in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22] {
-                if const { used(P, K, S, D, T) } {
-                    let v = ld::<V, FULL>(x.add(P * a.c), n);
+            let taps = load_row::<V, true, K>(w, a.c, V::LANES);
+            let mut x = row;
+            each!(P in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18] {
+                if const { P < span(T, K, S) } {
+                    if P != 0 {
+                        x = advance::<K>(x.cast_mut(), walk.unit);
+                    }
+                    let v = V::load(x);
                     each!(B in [0 1 2 3 4] {
-                        if const { B < K && lands(P, B, S, D, T) < T } {
-                            let t = const { lands(P, B, S, D, T) };
+                        if const { B < K && lands(P, B, S, T) < T } {
+                            let t = const { lands(P, B, S, T) };
                             acc[t] = v.mul_add(taps[B], acc[t]);
                         }
                     });
                 }
             });
-            x = x.add(D * a.width * a.c);
-            w = w.add(K * a.c);
+            row = row.wrapping_add(walk.row);
+            w = w.wrapping_add(K * a.c);
         }
-        for (t, &v) in acc.iter().enumerate() {
-            st::<V, FULL>(out.add(t * a.ldo), n, v);
+        for v in acc {
+            v.store(out);
+            out = out.wrapping_add(walk.phases * a.ldo);
         }
-    }
-}
-
-/// The taps of one row of the window.
-#[inline(always)]
-unsafe fn load_taps<V: Vector, const FULL: bool, const K: usize>(w: *const f32, c: usize, n: usize) -> [V; K] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut taps = [V::zero(); K];
-        for (b, tap) in taps.iter_mut().enumerate() {
-            *tap = ld::<V, FULL>(w.add(b * c), n);
-        }
-        taps
     }
 }
 
@@ -155,15 +206,54 @@ unsafe fn load_taps<V: Vector, const FULL: bool, const K: usize>(w: *const f32, 
 unsafe fn forward_plain<V: Vector, const FULL: bool>(a: &Depthwise, lo: usize, n: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        for o in 0..a.oh * a.ow {
-            let (i, j) = (o / a.ow, o % a.ow);
-            let mut acc = V::zero();
-            for tap in 0..a.k * a.k {
-                let (y, x) = (i * a.stride + tap / a.k * a.dilation, j * a.stride + tap % a.k * a.dilation);
-                let w = ld::<V, FULL>(a.weights.add(tap * a.c + lo), n);
-                acc = ld::<V, FULL>(a.inp.add((y * a.width + x) * a.c + lo), n).mul_add(w, acc);
+        for i in 0..a.oh {
+            let mut inp = a.inp.add(i * a.stride * a.width * a.c + lo);
+            let mut out = a.out.add(i * a.ow * a.ldo + lo);
+            for _ in 0..a.ow / 8 {
+                forward_any::<V, FULL, 8>(a, lo, n, inp, out);
+                inp = inp.wrapping_add(8 * a.stride * a.c);
+                out = out.wrapping_add(8 * a.ldo);
             }
-            st::<V, FULL>(a.out.add(o * a.ldo + lo), n, acc);
+            for _ in 0..a.ow % 8 {
+                forward_any::<V, FULL, 1>(a, lo, n, inp, out);
+                inp = inp.wrapping_add(a.stride * a.c);
+                out = out.wrapping_add(a.ldo);
+            }
+        }
+    }
+}
+
+/// `T` neighbouring output pixels for any geometry.
+#[inline(always)]
+unsafe fn forward_any<V: Vector, const FULL: bool, const T: usize>(
+    a: &Depthwise,
+    lo: usize,
+    n: usize,
+    mut row: *const f32,
+    mut out: *mut f32,
+) {
+    let step = a.stride * a.c;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut acc = [V::zero(); T];
+        let mut w = a.weights.add(lo);
+        for _ in 0..a.k {
+            let mut x = row;
+            for _ in 0..a.k {
+                let tap = ld::<V, FULL>(w, n);
+                let mut p = x;
+                for sum in &mut acc {
+                    *sum = ld::<V, FULL>(p, n).mul_add(tap, *sum);
+                    p = p.wrapping_add(step);
+                }
+                x = x.wrapping_add(a.dilation * a.c);
+                w = w.wrapping_add(a.c);
+            }
+            row = row.wrapping_add(a.dilation * a.width * a.c);
+        }
+        for v in acc {
+            st::<V, FULL>(out, n, v);
+            out = out.wrapping_add(a.ldo);
         }
     }
 }
@@ -177,95 +267,86 @@ pub(super) unsafe fn depthwise_weight<V: Vector>(a: &DepthwiseWeight) {
 
 /// With 32 registers the taps of all rows of the window are accumulated at once, with 16 as many rows as fit.
 #[inline(always)]
-unsafe fn weight<V: Vector, const K: usize, const S: usize, const D: usize>(a: &DepthwiseWeight) {
+unsafe fn weight<V: Vector, const K: usize, const S: usize>(a: &DepthwiseWeight, lo: usize) {
     // SAFETY: the caller's contract; the groups of rows make up the window.
     unsafe {
         if K == 3 {
-            if V::REGISTERS >= 32 {
-                blocks!(V, a.c, weight_rows[K, S, D, 3, 8](a, 0));
-            } else {
-                blocks!(V, a.c, weight_rows[K, S, D, 3, 4](a, 0));
-            }
+            weight_rows::<V, K, S, 3>(a, 0, lo);
         } else if V::REGISTERS >= 32 {
-            blocks!(V, a.c, weight_rows[K, S, D, 5, 4](a, 0));
+            weight_rows::<V, K, S, 5>(a, 0, lo);
         } else {
-            blocks!(V, a.c, weight_rows[K, S, D, 2, 4](a, 0));
-            blocks!(V, a.c, weight_rows[K, S, D, 2, 4](a, 2));
-            blocks!(V, a.c, weight_rows[K, S, D, 1, 8](a, 4));
+            weight_rows::<V, K, S, 2>(a, 0, lo);
+            weight_rows::<V, K, S, 2>(a, 2, lo);
+            weight_rows::<V, K, S, 1>(a, 4, lo);
         }
     }
 }
 
-/// Rows `first..first + R` of the window, from tiles of `T` output pixels.
+/// Rows `first..first + R` of the window, from tiles of 4 output pixels.
 #[inline(always)]
-unsafe fn weight_rows<
-    V: Vector,
-    const FULL: bool,
-    const K: usize,
-    const S: usize,
-    const D: usize,
-    const R: usize,
-    const T: usize,
->(
+unsafe fn weight_rows<V: Vector, const K: usize, const S: usize, const R: usize>(
     a: &DepthwiseWeight,
     first: usize,
     lo: usize,
-    n: usize,
 ) {
+    let walk = Walk::new(a.stride, a.dilation, a.width, a.c);
+    let next = walk.phases * a.ldd;
     // SAFETY: the caller's contract.
     unsafe {
         let mut acc = [[V::zero(); K]; R];
         for i in 0..a.oh {
-            let mut x = a.inp.add((i * S + first * D) * a.width * a.c + lo);
-            let mut dd = a.dd.add(i * a.ow * a.ldd + lo);
-            for _ in 0..a.ow / T {
-                weight_tile::<V, FULL, K, S, D, R, T>(a, n, x, dd, &mut acc);
-                x = x.add(T * S * a.c);
-                dd = dd.add(T * a.ldd);
-            }
-            for _ in 0..a.ow % T {
-                weight_tile::<V, FULL, K, S, D, R, 1>(a, n, x, dd, &mut acc);
-                x = x.add(S * a.c);
-                dd = dd.add(a.ldd);
+            for phase in 0..walk.phases {
+                let count = walk.count(a.ow, phase);
+                let mut x = a.inp.add((i * a.stride * a.width + phase) * a.c + first * walk.row + lo);
+                let mut dd = a.dd.add((i * a.ow + phase) * a.ldd + lo);
+                for _ in 0..count / 4 {
+                    weight_tile::<V, K, S, R, 4>(walk, x, dd, next, &mut acc);
+                    x = x.wrapping_add(4 * S * walk.unit);
+                    dd = dd.wrapping_add(4 * next);
+                }
+                for _ in 0..count % 4 {
+                    weight_tile::<V, K, S, R, 1>(walk, x, dd, next, &mut acc);
+                    x = x.wrapping_add(S * walk.unit);
+                    dd = dd.wrapping_add(next);
+                }
             }
         }
-        for (r, row) in acc.iter().enumerate() {
-            for (b, &v) in row.iter().enumerate() {
-                let dw = a.dw.add(((first + r) * K + b) * a.c + lo);
-                st::<V, FULL>(dw, n, ld::<V, FULL>(dw, n).add(v));
+        let mut dw = a.dw.add(first * K * a.c + lo);
+        for row in &acc {
+            for &v in row {
+                V::load(dw).add(v).store(dw);
+                dw = dw.wrapping_add(a.c);
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn weight_tile<
-    V: Vector,
-    const FULL: bool,
-    const K: usize,
-    const S: usize,
-    const D: usize,
-    const R: usize,
-    const T: usize,
->(
-    a: &DepthwiseWeight,
-    n: usize,
-    x: *const f32,
+unsafe fn weight_tile<V: Vector, const K: usize, const S: usize, const R: usize, const T: usize>(
+    walk: Walk,
+    mut row: *const f32,
     dd: *const f32,
+    next: usize,
     acc: &mut [[V; K]; R],
 ) {
-    // SAFETY: the caller's contract; image pixels that no output of the tile uses are not loaded.
+    // SAFETY: the caller's contract.
     unsafe {
-        let d = load_taps::<V, FULL, T>(dd, a.ldd, n);
+        let d = load_row::<V, true, T>(dd, next, V::LANES);
         each!(ROW in [0 1 2 3 4] {
             if const { ROW < R } {
-                let x = x.add(ROW * D * a.width * a.c);
-                each!(P in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22] {
-                    if const { used(P, K, S, D, T) } {
-                        let v = ld::<V, FULL>(x.add(P * a.c), n);
+                if ROW != 0 {
+                    row = row.wrapping_add(walk.row);
+                }
+                let mut x = row;
+                each!(P in [0 1 2 3 4 5 6 7 8 9 10] {
+                    if const { P < span(T, K, S) } {
+                        if P != 0 {
+                            x = advance::<K>(x.cast_mut(), walk.unit);
+                        }
+                        let v = V::load(x);
                         each!(B in [0 1 2 3 4] {
-                            if const { B < K && lands(P, B, S, D, T) < T } {
-                                acc[ROW][B] = v.mul_add(d[const { lands(P, B, S, D, T) }], acc[ROW][B]);
+                            if const { B < K && lands(P, B, S, T) < T } {
+                                acc[ROW][B] = v.mul_add(d[const { lands(P, B, S, T) }], acc[ROW][B]);
                             }
                         });
                     }
@@ -279,16 +360,41 @@ unsafe fn weight_tile<
 unsafe fn weight_plain<V: Vector, const FULL: bool>(a: &DepthwiseWeight, lo: usize, n: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        for tap in 0..a.k * a.k {
-            let dw = a.dw.add(tap * a.c + lo);
-            let mut acc = V::zero();
-            for o in 0..a.oh * a.ow {
-                let (i, j) = (o / a.ow, o % a.ow);
-                let (y, x) = (i * a.stride + tap / a.k * a.dilation, j * a.stride + tap % a.k * a.dilation);
-                let d = ld::<V, FULL>(a.dd.add(o * a.ldd + lo), n);
-                acc = ld::<V, FULL>(a.inp.add((y * a.width + x) * a.c + lo), n).mul_add(d, acc);
+        match a.k {
+            3 => weight_any::<V, FULL, 3>(a, lo, n),
+            5 => weight_any::<V, FULL, 5>(a, lo, n),
+            _ => weight_any::<V, FULL, 1>(a, lo, n),
+        }
+    }
+}
+
+/// Groups of `N` taps of a row, of which there is a whole number, for any geometry.
+#[inline(always)]
+unsafe fn weight_any<V: Vector, const FULL: bool, const N: usize>(a: &DepthwiseWeight, lo: usize, n: usize) {
+    let unit = a.dilation * a.c;
+    // SAFETY: the caller's contract.
+    unsafe {
+        for tap in (0..a.k * a.k).step_by(N) {
+            let mut acc = [V::zero(); N];
+            let mut dd = a.dd.add(lo);
+            for i in 0..a.oh {
+                let y = i * a.stride + tap / a.k * a.dilation;
+                let mut x = a.inp.add((y * a.width + tap % a.k * a.dilation) * a.c + lo);
+                for _ in 0..a.ow {
+                    let d = ld::<V, FULL>(dd, n);
+                    let mut p = x;
+                    for sum in &mut acc {
+                        *sum = ld::<V, FULL>(p, n).mul_add(d, *sum);
+                        p = p.wrapping_add(unit);
+                    }
+                    x = x.wrapping_add(a.stride * a.c);
+                    dd = dd.wrapping_add(a.ldd);
+                }
             }
-            st::<V, FULL>(dw, n, ld::<V, FULL>(dw, n).add(acc));
+            for (b, v) in acc.into_iter().enumerate() {
+                let dw = a.dw.add((tap + b) * a.c + lo);
+                st::<V, FULL>(dw, n, ld::<V, FULL>(dw, n).add(v));
+            }
         }
     }
 }
@@ -301,70 +407,63 @@ pub(super) unsafe fn depthwise_scatter<V: Vector>(a: &DepthwiseScatter) {
 }
 
 #[inline(always)]
-unsafe fn scatter<V: Vector, const K: usize, const S: usize, const D: usize>(a: &DepthwiseScatter) {
-    for i in 0..a.oh {
-        // SAFETY: the caller's contract.
-        unsafe { blocks!(V, a.c, scatter_row[K, S, D](a, i)) }
+unsafe fn scatter<V: Vector, const K: usize, const S: usize>(a: &DepthwiseScatter, lo: usize) {
+    let walk = Walk::new(a.stride, a.dilation, a.width, a.c);
+    let next = walk.phases * a.ldd;
+    // SAFETY: the caller's contract.
+    unsafe {
+        for i in 0..a.oh {
+            for phase in 0..walk.phases {
+                let count = walk.count(a.ow, phase);
+                let mut dx = a.dx.add((i * a.stride * a.width + phase) * a.c + lo);
+                let mut dd = a.dd.add((i * a.ow + phase) * a.ldd + lo);
+                for _ in 0..count / 4 {
+                    scatter_tile::<V, K, S, 4>(a, lo, walk, dd, next, dx);
+                    dx = dx.wrapping_add(4 * S * walk.unit);
+                    dd = dd.wrapping_add(4 * next);
+                }
+                for _ in 0..count % 4 {
+                    scatter_any::<V, true>(a, lo, V::LANES, dd, dx);
+                    dx = dx.wrapping_add(S * walk.unit);
+                    dd = dd.wrapping_add(next);
+                }
+            }
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn scatter_row<V: Vector, const FULL: bool, const K: usize, const S: usize, const D: usize>(
+unsafe fn scatter_tile<V: Vector, const K: usize, const S: usize, const T: usize>(
     a: &DepthwiseScatter,
-    i: usize,
     lo: usize,
-    n: usize,
+    walk: Walk,
+    dd: *const f32,
+    next: usize,
+    mut row: *mut f32,
 ) {
     // SAFETY: the caller's contract.
     unsafe {
-        let mut dx = a.dx.add(i * S * a.width * a.c + lo);
-        let mut dd = a.dd.add(i * a.ow * a.ldd + lo);
-        for _ in 0..a.ow / 8 {
-            scatter_tile::<V, FULL, K, S, D, 8>(a, lo, n, dd, dx);
-            dx = dx.add(8 * S * a.c);
-            dd = dd.add(8 * a.ldd);
-        }
-        if a.ow % 8 >= 4 {
-            scatter_tile::<V, FULL, K, S, D, 4>(a, lo, n, dd, dx);
-            dx = dx.add(4 * S * a.c);
-            dd = dd.add(4 * a.ldd);
-        }
-        for _ in 0..a.ow % 4 {
-            scatter_tile::<V, FULL, K, S, D, 1>(a, lo, n, dd, dx);
-            dx = dx.add(S * a.c);
-            dd = dd.add(a.ldd);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn scatter_tile<V: Vector, const FULL: bool, const K: usize, const S: usize, const D: usize, const T: usize>(
-    a: &DepthwiseScatter,
-    lo: usize,
-    n: usize,
-    dd: *const f32,
-    mut dx: *mut f32,
-) {
-    // SAFETY: the caller's contract; image pixels that receive nothing from the tile are not touched.
-    unsafe {
-        let d = load_taps::<V, FULL, T>(dd, a.ldd, n);
+        let d = load_row::<V, true, T>(dd, next, V::LANES);
         let mut w = a.weights.add(lo);
         for _ in 0..K {
-            let taps = load_taps::<V, FULL, K>(w, a.c, n);
-            each!(P in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22] {
-                if const { used(P, K, S, D, T) } {
-                    let p = dx.add(P * a.c);
-                    let mut v = ld::<V, FULL>(p, n);
+            let taps = load_row::<V, true, K>(w, a.c, V::LANES);
+            let mut dx = row;
+            each!(P in [0 1 2 3 4 5 6 7 8 9 10] {
+                if const { P < span(T, K, S) } {
+                    if P != 0 {
+                        dx = advance::<K>(dx, walk.unit);
+                    }
+                    let mut v = V::load(dx);
                     each!(B in [0 1 2 3 4] {
-                        if const { B < K && lands(P, B, S, D, T) < T } {
-                            v = d[const { lands(P, B, S, D, T) }].mul_add(taps[B], v);
+                        if const { B < K && lands(P, B, S, T) < T } {
+                            v = d[const { lands(P, B, S, T) }].mul_add(taps[B], v);
                         }
                     });
-                    st::<V, FULL>(p, n, v);
+                    v.store(dx);
                 }
             });
-            dx = dx.add(D * a.width * a.c);
-            w = w.add(K * a.c);
+            row = row.wrapping_add(walk.row);
+            w = w.wrapping_add(K * a.c);
         }
     }
 }
@@ -373,15 +472,42 @@ unsafe fn scatter_tile<V: Vector, const FULL: bool, const K: usize, const S: usi
 unsafe fn scatter_plain<V: Vector, const FULL: bool>(a: &DepthwiseScatter, lo: usize, n: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        for o in 0..a.oh * a.ow {
-            let (i, j) = (o / a.ow, o % a.ow);
-            let d = ld::<V, FULL>(a.dd.add(o * a.ldd + lo), n);
-            for tap in 0..a.k * a.k {
-                let (y, x) = (i * a.stride + tap / a.k * a.dilation, j * a.stride + tap % a.k * a.dilation);
-                let w = ld::<V, FULL>(a.weights.add(tap * a.c + lo), n);
-                let dx = a.dx.add((y * a.width + x) * a.c + lo);
-                st::<V, FULL>(dx, n, d.mul_add(w, ld::<V, FULL>(dx, n)));
+        let mut dd = a.dd.add(lo);
+        for i in 0..a.oh {
+            let mut dx = a.dx.add(i * a.stride * a.width * a.c + lo);
+            for _ in 0..a.ow {
+                scatter_any::<V, FULL>(a, lo, n, dd, dx);
+                dx = dx.wrapping_add(a.stride * a.c);
+                dd = dd.wrapping_add(a.ldd);
             }
         }
     }
 }
+
+/// One output pixel for any geometry.
+#[inline(always)]
+unsafe fn scatter_any<V: Vector, const FULL: bool>(
+    a: &DepthwiseScatter,
+    lo: usize,
+    n: usize,
+    dd: *const f32,
+    mut row: *mut f32,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let d = ld::<V, FULL>(dd, n);
+        let mut w = a.weights.add(lo);
+        for _ in 0..a.k {
+            let mut dx = row;
+            for _ in 0..a.k {
+                st::<V, FULL>(dx, n, d.mul_add(ld::<V, FULL>(w, n), ld::<V, FULL>(dx, n)));
+                dx = dx.wrapping_add(a.dilation * a.c);
+                w = w.wrapping_add(a.c);
+            }
+            row = row.wrapping_add(a.dilation * a.width * a.c);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -104,3 +104,48 @@ unsafe fn linear_block<V: Vector, const FULL: bool, const M: usize>(
         st::<V, FULL>(out.add(lo), n, sum);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null;
+
+    use super::super::testing::{Map, Random, tables};
+    use super::*;
+
+    #[test]
+    fn flat_kernels_match_the_definition() {
+        let mut random = Random(7);
+        for n in [0, 1, 7, 16, 31, 100, 1024, 2500] {
+            let vectors = [(); 4].map(|()| Map::vector(n, &mut random));
+            for table in tables() {
+                let what = format!("{:?} n {n}", table.level);
+                // SAFETY: the vector has `n` floats.
+                let squares = unsafe { (table.sum_of_squares)(vectors[0].ptr(), n) };
+                let expected: f64 = (0..n).map(|i| vectors[0].at(0, i).powi(2)).sum();
+                assert!((f64::from(squares) - expected).abs() <= 1e-6 * expected, "{what}");
+
+                let (mut w, mut v) = (vectors[0].clone(), vectors[1].clone());
+                let g = &vectors[2];
+                let (lr, momentum, decay, clip_scale) = (0.5, 0.75, 0.25, 0.125);
+                let args = Sgd { w: w.ptr_mut(), g: g.ptr(), v: v.ptr_mut(), n, lr, momentum, decay, clip_scale };
+                // SAFETY: the vectors have `n` floats.
+                unsafe { (table.sgd)(&args) };
+                let velocity = |i: usize| 0.75 * vectors[1].at(0, i) + 0.125 * g.at(0, i) + 0.25 * vectors[0].at(0, i);
+                v.check(&what, |_, i| velocity(i));
+                w.check(&what, |_, i| vectors[0].at(0, i) - 0.5 * velocity(i));
+
+                for present in 0..16 {
+                    let has = |m: usize| present >> m & 1 != 0;
+                    let factors = [0.5, -2.0, 3.0, 0.25];
+                    let terms = [0, 1, 2, 3].map(|m| (if has(m) { vectors[m].ptr() } else { null() }, factors[m]));
+                    let mut out = Map::poisoned(1, n, 0);
+                    // SAFETY: the vectors have `n` floats.
+                    unsafe { (table.linear)(&Linear { n, terms, out: out.ptr_mut() }) };
+                    out.check(&what, |_, i| {
+                        (0..4).filter(|&m| has(m)).map(|m| f64::from(factors[m]) * vectors[m].at(0, i)).sum()
+                    });
+                }
+            }
+        }
+    }
+}

@@ -118,3 +118,67 @@ unsafe fn tile<V: Vector, const FULL: bool, const NV: usize, const T: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{CHANNELS, Map, Random, tables};
+    use super::*;
+
+    #[test]
+    fn products_match_the_definition() {
+        let mut random = Random(3);
+        for n in CHANNELS {
+            for k in [1, 5, 8, 16, 35] {
+                for rows in [1, 3, 6, 13, 64] {
+                    let a = Map::random(rows, k, 2, &mut random);
+                    let b = Map::random(k, n, 3, &mut random);
+                    let g = Map::random(rows, n, 1, &mut random);
+                    for table in tables() {
+                        for accumulate in [false, true] {
+                            let what = format!("{:?} matmul {rows} {k} {n} {accumulate}", table.level);
+                            let before = Map::random(rows, n, 4, &mut random);
+                            let mut out = if accumulate { before.clone() } else { Map::poisoned(rows, n, 4) };
+                            let args = Matmul {
+                                a: a.ptr(),
+                                lda: a.ld,
+                                b: b.ptr(),
+                                ldb: b.ld,
+                                out: out.ptr_mut(),
+                                ldo: before.ld,
+                                rows,
+                                k,
+                                n,
+                                accumulate,
+                            };
+                            // SAFETY: the maps have the sizes that the arguments name.
+                            unsafe { (table.matmul)(&args) };
+                            out.check(&what, |r, i| {
+                                let sum: f64 = (0..k).map(|kk| a.at(r, kk) * b.at(kk, i)).sum();
+                                sum + if accumulate { before.at(r, i) } else { 0.0 }
+                            });
+                        }
+                        let before = Map::random(k, n, 4, &mut random);
+                        let mut out = before.clone();
+                        let args = Matmul {
+                            a: a.ptr(),
+                            lda: a.ld,
+                            b: g.ptr(),
+                            ldb: g.ld,
+                            out: out.ptr_mut(),
+                            ldo: before.ld,
+                            rows,
+                            k,
+                            n,
+                            accumulate: false,
+                        };
+                        // SAFETY: as above.
+                        unsafe { (table.outer)(&args) };
+                        out.check(&format!("{:?} outer {rows} {k} {n}", table.level), |kk, i| {
+                            before.at(kk, i) + (0..rows).map(|r| a.at(r, kk) * g.at(r, i)).sum::<f64>()
+                        });
+                    }
+                }
+            }
+        }
+    }
+}

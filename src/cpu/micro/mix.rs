@@ -117,3 +117,73 @@ unsafe fn product_stretch<V: Vector, const FULL: bool>(
         add_into::<V, FULL>(source.s2.add(lo), n, sum);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null;
+
+    use super::super::testing::{CHANNELS, Map, Random, tables};
+    use super::super::{Source, SourceSum};
+    use super::*;
+
+    #[test]
+    fn combination_and_its_reductions_match_the_definition() {
+        let mut random = Random(6);
+        for c in CHANNELS {
+            for (rows, count) in [(1, 1), (13, 3), (67, 7), (16, 0)] {
+                let maps: Vec<Map> = (0..count).map(|s| Map::random(rows, c, s, &mut random)).collect();
+                let scales: Vec<Map> = (0..count).map(|_| Map::vector(c, &mut random)).collect();
+                let bias = Map::vector(c, &mut random);
+                let g = Map::random(rows, c, 1, &mut random);
+                for table in tables() {
+                    for accumulate in [false, true] {
+                        let what = format!("{:?} c {c} rows {rows} accumulate {accumulate}", table.level);
+                        let sources: Vec<Source> = (maps.iter().zip(&scales))
+                            .map(|(y, scale)| Source { y: y.ptr(), ld: y.ld, scale: scale.ptr() })
+                            .collect();
+                        let before = Map::random(rows, c, 2, &mut random);
+                        let mut out = if accumulate { before.clone() } else { Map::poisoned(rows, c, 2) };
+                        let args = WeightedSum {
+                            sources: &sources,
+                            bias: if accumulate { null() } else { bias.ptr() },
+                            rows,
+                            c,
+                            out: out.ptr_mut(),
+                            ldo: before.ld,
+                            accumulate,
+                        };
+                        // SAFETY: the maps have the sizes that the arguments name.
+                        unsafe { (table.weighted_sum)(&args) };
+                        out.check(&what, |r, i| {
+                            let sum: f64 = maps.iter().zip(&scales).map(|(y, s)| y.at(r, i) * s.at(0, i)).sum();
+                            sum + if accumulate { before.at(r, i) } else { bias.at(0, i) }
+                        });
+
+                        // The scales serve as means here.
+                        let mut s2 = vec![Map::vector(c, &mut Random(9)); count];
+                        let mut s1 = Map::vector(c, &mut Random(9));
+                        let start = s1.clone();
+                        let sources: Vec<SourceSum> = (maps.iter().zip(&scales).zip(&mut s2))
+                            .map(|((y, mean), s2)| SourceSum {
+                                y: y.ptr(),
+                                ld: y.ld,
+                                mean: if accumulate { mean.ptr() } else { null() },
+                                s2: s2.ptr_mut(),
+                            })
+                            .collect();
+                        let args = WeightedSums { sources: &sources, g: g.ptr(), ldg: g.ld, rows, c, s1: s1.ptr_mut() };
+                        // SAFETY: as above.
+                        unsafe { (table.weighted_sums)(&args) };
+                        s1.check(&what, |_, i| start.at(0, i) + (0..rows).map(|r| g.at(r, i)).sum::<f64>());
+                        for ((s2, y), mean) in s2.iter().zip(&maps).zip(&scales) {
+                            s2.check(&what, |_, i| {
+                                let mean = if accumulate { mean.at(0, i) } else { 0.0 };
+                                start.at(0, i) + (0..rows).map(|r| g.at(r, i) * (y.at(r, i) - mean)).sum::<f64>()
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -132,3 +132,84 @@ unsafe fn sums_block<V: Vector, const FULL: bool, const Y: bool>(a: &Sums, lo: u
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null;
+
+    use super::super::testing::{CHANNELS, Map, Random, tables};
+    use super::*;
+
+    #[test]
+    fn statistics_and_combinations_match_the_definition() {
+        let mut random = Random(5);
+        for c in CHANNELS {
+            for rows in [1, 7, 49, 64] {
+                let (g, y) = (Map::random(rows, c, 2, &mut random), Map::random(rows, c, 1, &mut random));
+                let [a, b, d] = [(); 3].map(|()| Map::vector(c, &mut random));
+                for table in tables() {
+                    let what = format!("{:?} c {c} rows {rows}", table.level);
+                    let (mut mean, mut m2) = (Map::poisoned(1, c, 0), Map::poisoned(1, c, 0));
+                    let args = Moments { y: y.ptr(), ldy: y.ld, rows, c, mean: mean.ptr_mut(), m2: m2.ptr_mut() };
+                    // SAFETY: the maps have the sizes that the arguments name.
+                    unsafe { (table.moments)(&args) };
+                    let average = |i: usize| (0..rows).map(|r| y.at(r, i)).sum::<f64>() / rows as f64;
+                    mean.check(&what, |_, i| average(i));
+                    m2.check(&what, |_, i| (0..rows).map(|r| (y.at(r, i) - average(i)).powi(2)).sum());
+
+                    for with_y in [false, true] {
+                        let (b1, b2) = (Map::vector(c, &mut random), Map::vector(c, &mut random));
+                        let (mut s1, mut s2) = (b1.clone(), b2.clone());
+                        let args = Sums {
+                            g: g.ptr(),
+                            ldg: g.ld,
+                            y: if with_y { y.ptr() } else { null() },
+                            ldy: y.ld,
+                            rows,
+                            c,
+                            mean: mean.ptr(),
+                            s1: s1.ptr_mut(),
+                            s2: s2.ptr_mut(),
+                        };
+                        // SAFETY: as above.
+                        unsafe { (table.sums)(&args) };
+                        s1.check(&what, |_, i| b1.at(0, i) + (0..rows).map(|r| g.at(r, i)).sum::<f64>());
+                        s2.check(&what, |_, i| {
+                            let sum: f64 = (0..rows).map(|r| g.at(r, i) * (y.at(r, i) - mean.at(0, i))).sum();
+                            b2.at(0, i) + if with_y { sum } else { 0.0 }
+                        });
+                    }
+
+                    for mode in 0..8 {
+                        let (with_y, coefficients, accumulate) = (mode & 1 != 0, mode & 2 != 0, mode & 4 != 0);
+                        let before = Map::random(rows, c, 3, &mut random);
+                        let mut out = if accumulate { before.clone() } else { Map::poisoned(rows, c, 3) };
+                        let args = Affine {
+                            g: g.ptr(),
+                            ldg: g.ld,
+                            y: if with_y { y.ptr() } else { null() },
+                            ldy: y.ld,
+                            rows,
+                            c,
+                            a: if coefficients { a.ptr() } else { null() },
+                            b: b.ptr(),
+                            d: if coefficients { d.ptr() } else { null() },
+                            s: 0.75,
+                            out: out.ptr_mut(),
+                            ldo: before.ld,
+                            accumulate,
+                        };
+                        // SAFETY: as above.
+                        unsafe { (table.affine)(&args) };
+                        out.check(&format!("{what} affine {mode}"), |r, i| {
+                            let (a, d) = if coefficients { (a.at(0, i), d.at(0, i)) } else { (1.0, 0.0) };
+                            let second = if with_y { b.at(0, i) * y.at(r, i) } else { 0.0 };
+                            let old = if accumulate { before.at(r, i) } else { 0.0 };
+                            old + a * 0.75 * g.at(r, i) + second + d
+                        });
+                    }
+                }
+            }
+        }
+    }
+}

@@ -163,3 +163,110 @@ pub(super) unsafe fn add_into<V: Vector, const FULL: bool>(p: *mut f32, n: usize
     // SAFETY: the caller's contract.
     unsafe { st::<V, FULL>(p, n, ld::<V, FULL>(p, n).add(s[0].add(s[1]).add(s[2].add(s[3])))) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null;
+
+    use super::super::testing::{CHANNELS, IMAGES, Map, Random, tables};
+    use super::*;
+
+    #[test]
+    fn prologue_and_mask_match_the_definition() {
+        let mut random = Random(4);
+        for (c, gap) in CHANNELS.into_iter().flat_map(|c| [(c, 0), (c, 3)]) {
+            for ((h, w), pad) in IMAGES.into_iter().zip([1, 0, 2, 4]) {
+                let x = Map::random(h * w, c, gap, &mut random);
+                let (scale, shift) = (Map::vector(c, &mut random), Map::vector(c, &mut random));
+                let mean = Map::vector(c, &mut random);
+                let d = Map::random((h + 2 * pad) * (w + 2 * pad), c, 0, &mut random);
+                for table in tables() {
+                    for mode in 0..8 {
+                        let (relu, normal, accumulate) = (mode & 1 != 0, mode & 2 != 0, mode & 4 != 0);
+                        let what = format!("{:?} c {c} gap {gap} mode {mode}", table.level);
+                        let (scale_ptr, shift_ptr) = if normal { (scale.ptr(), shift.ptr()) } else { (null(), null()) };
+                        let f = |r: usize, i: usize| {
+                            let y = x.at(r, i);
+                            if normal {
+                                (scale.at(0, i) as f32).mul_add(y as f32, shift.at(0, i) as f32) as f64
+                            } else {
+                                y
+                            }
+                        };
+                        let width = w + 2 * pad;
+                        let mut out = Map::poisoned((h + 2 * pad) * width, c, 0);
+                        let args = PadPrologue {
+                            x: x.ptr(),
+                            ldx: x.ld,
+                            h,
+                            w,
+                            c,
+                            pad,
+                            scale: scale_ptr,
+                            shift: shift_ptr,
+                            relu,
+                            out: out.ptr_mut(),
+                        };
+                        // SAFETY: the maps have the sizes that the arguments name.
+                        unsafe { (table.pad_prologue)(&args) };
+                        out.check(&what, |p, i| {
+                            let (y, x) = ((p / width).wrapping_sub(pad), (p % width).wrapping_sub(pad));
+                            let inside = y < h && x < w;
+                            if !inside {
+                                0.0
+                            } else if relu {
+                                f(y * w + x, i).max(0.0)
+                            } else {
+                                f(y * w + x, i)
+                            }
+                        });
+
+                        let before = Map::random(h * w, c, 2, &mut random);
+                        let mut out = if accumulate { before.clone() } else { Map::poisoned(h * w, c, 2) };
+                        let mask = MaskAccumulate {
+                            // SAFETY: the first interior pixel lies in the padded image.
+                            d: unsafe { d.ptr().add((pad * width + pad) * c) },
+                            d_row_stride: width * c,
+                            x: x.ptr(),
+                            ldx: x.ld,
+                            h,
+                            w,
+                            c,
+                            scale: scale_ptr,
+                            shift: shift_ptr,
+                            relu,
+                            out: out.ptr_mut(),
+                            ldo: before.ld,
+                            accumulate,
+                        };
+                        // SAFETY: the maps have the sizes that the arguments name.
+                        unsafe { (table.mask_accumulate)(&mask) };
+                        let masked = |r: usize, i: usize| {
+                            let passes = !relu || f(r, i) > 0.0;
+                            if passes { d.at((r / w + pad) * width + r % w + pad, i) } else { 0.0 }
+                        };
+                        out.check(&what, |r, i| masked(r, i) + if accumulate { before.at(r, i) } else { 0.0 });
+
+                        let (b1, b2) = (Map::vector(c, &mut random), Map::vector(c, &mut random));
+                        let (mut s1, mut s2) = (b1.clone(), b2.clone());
+                        let mut out = Map::poisoned(h * w, c, 2);
+                        let args = MaskSums {
+                            mask: MaskAccumulate { out: out.ptr_mut(), ..mask },
+                            mean: mean.ptr(),
+                            s1: s1.ptr_mut(),
+                            s2: s2.ptr_mut(),
+                        };
+                        // SAFETY: as above.
+                        unsafe { (table.mask_sums)(&args) };
+                        out.check(&what, masked);
+                        s1.check(&what, |_, i| b1.at(0, i) + (0..h * w).map(|r| masked(r, i)).sum::<f64>());
+                        s2.check(&what, |_, i| {
+                            let sum: f64 = (0..h * w).map(|r| masked(r, i) * (x.at(r, i) - mean.at(0, i))).sum();
+                            b2.at(0, i) + sum
+                        });
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+// What all kernels share. No other header is needed: NVRTC alone has neither <stdint.h> nor <cuda_fp16.h>.
+//
+// Every kernel has the signature (parameter record, pages, table of records); src/ops/launch.rs defines the contract. The
+// device compiles each file with -DBLOCK=<threads of a block> and, once for each kind of launch, with -DWIDE=1 (every
+// group of four channels is aligned to 16 bytes and whole) or -DWIDE=0 (nothing of the kind).
+#pragma once
+
+// The pages that a launch binds.
+struct Pages {
+    float* page[8];
+};
+
+// A tensor in a record: index into Pages, first element.
+struct __align__(8) Spot {
+    unsigned page, at;
+};
+
+// Stands for the table of kernels that take none.
+struct NoTable {};
+
+__device__ inline float* at(const Pages& pages, Spot spot) { return pages.page[spot.page] + spot.at; }
+
+// Four neighbouring channels, the unit in which threads own maps.
+__device__ inline float4 quad(float v) { return make_float4(v, v, v, v); }
+__device__ inline float4 operator+(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+__device__ inline float4 operator-(float4 a, float4 b) { return make_float4(a.x - b.x, a.y - b.y, a.z - b.z, a.w - b.w); }
+__device__ inline float4 operator*(float4 a, float4 b) { return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
+__device__ inline float4 operator*(float a, float4 b) { return quad(a) * b; }
+
+// 1 / sqrt(v + eps), correctly rounded in each step.
+__device__ inline float4 inverse_deviation(float4 v, float eps) {
+    return make_float4(1.0f / sqrtf(v.x + eps), 1.0f / sqrtf(v.y + eps), 1.0f / sqrtf(v.z + eps), 1.0f / sqrtf(v.w + eps));
+}
+
+// The first `valid` of four channels; zero for the others.
+__device__ inline float4 load4(const float* p, unsigned valid) {
+#if WIDE
+    return valid ? *reinterpret_cast<const float4*>(p) : quad(0.0f);
+#else
+    return make_float4(valid > 0 ? p[0] : 0.0f, valid > 1 ? p[1] : 0.0f, valid > 2 ? p[2] : 0.0f, valid > 3 ? p[3] : 0.0f);
+#endif
+}
+
+__device__ inline void store4(float* p, float4 v, unsigned valid) {
+#if WIDE
+    if (valid) *reinterpret_cast<float4*>(p) = v;
+#else
+    if (valid > 0) p[0] = v.x;
+    if (valid > 1) p[1] = v.y;
+    if (valid > 2) p[2] = v.z;
+    if (valid > 3) p[3] = v.w;
+#endif
+}
+
+// Writes, or adds to what is there.
+__device__ inline void put4(float* p, float4 v, unsigned valid, bool accumulate) {
+    store4(p, accumulate ? load4(p, valid) + v : v, valid);
+}
+
+// The block's number, whatever shape its grid was folded into. Blocks beyond a record's `blocks` return at once.
+__device__ inline unsigned block_index() { return blockIdx.x + blockIdx.y * gridDim.x; }
+
+// A thread's place in a map: a quad of channels, and one of the rows that the block covers at once (struct Lanes in Rust).
+struct Lane {
+    unsigned channel;  // first of its channels
+    unsigned valid;    // how many of the four exist
+    unsigned row;      // among the rows that the block covers at once
+    unsigned rows;     // how many those are
+    bool used;         // threads that are left over take part in barriers only
+};
+
+__device__ inline Lane lane_of(unsigned channels, unsigned lanes, unsigned group) {
+    Lane lane;
+    lane.rows = BLOCK / lanes;
+    lane.row = threadIdx.x / lanes;
+    lane.channel = 4 * (group * lanes + threadIdx.x % lanes);
+    lane.valid = lane.channel < channels ? min(4u, channels - lane.channel) : 0;
+    lane.used = lane.row < lane.rows && lane.valid > 0;
+    return lane;
+}
+
+// Channels rounded up to whole quads: the stride of partial sums in scratch.
+__device__ inline unsigned padded(unsigned channels) { return (channels + 3) / 4 * 4; }
+
+// Sum over all threads of the block, in a fixed order; every thread gets it.
+__device__ inline float block_sum(float v) {
+    __shared__ float warps[BLOCK / 32];
+    for (unsigned distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+    __syncthreads();
+    float sum = 0.0f;
+    for (unsigned w = 0; w < BLOCK / 32; w++) sum += warps[w];
+    __syncthreads();
+    return sum;
+}

@@ -1,0 +1,301 @@
+// Weighted sum of normalised maps, and the reductions of its gradient: kernels/mixture.cu in WGSL, function by function.
+
+struct MixtureParams {
+    blocks: u32,
+    rows: u32,
+    channels: u32,
+    lanes: u32,
+    groups: u32,
+    pixels: u32,
+    sources: u32,
+    accumulate: u32,
+    node: Spot,
+    dweights: Spot,
+    node_stride: u32,
+    chunks: u32,
+    chunk_rows: u32,
+    weight_columns: u32,
+    weight_stride: u32,
+    unused_0: u32,
+    unused_1: Spot,
+}
+
+struct MixtureSource {
+    map: Spot,
+    map_stride: u32,
+    flags: u32,
+    mean: Spot,
+    variance: Spot,
+    gamma: Spot,
+    beta: Spot,
+    weight: Spot,
+    mask: Spot,
+    eps: f32,
+    weight_index: u32,
+    coef: Spot,
+    coef_stride: u32,
+    unused: u32,
+    dgamma: Spot,
+    dbeta: Spot,
+    partial: Spot,
+}
+
+const NORM: u32 = 1;
+const AFFINE: u32 = 2;
+const WEIGHT: u32 = 4;
+const MASK: u32 = 8;
+const SUMS: u32 = 16;
+const COEF: u32 = 32;
+const COEF_ADD: u32 = 64;
+const PARAMETERS: u32 = 128;
+const DGAMMA_ADD: u32 = 256;
+const DBETA_ADD: u32 = 512;
+const SHARE: u32 = 1024;
+
+// Records of a full table.
+const TABLE: u32 = 64;
+
+@group(0) @binding(0) var<uniform> p: MixtureParams;
+@group(0) @binding(1) var<uniform> table: array<MixtureSource, TABLE>;
+
+// Rows of a map that a thread of mixture_forward holds in registers.
+const ROWS: u32 = 4;
+
+fn has(flags: u32, flag: u32) -> bool {
+    return (flags & flag) != 0u;
+}
+
+// h = gamma (y - mean) inv + beta, for a quad of one source.
+struct Norm {
+    mean: Quad,
+    inv: Quad,
+    gamma: Quad,
+    beta: Quad,
+}
+
+fn norm_of(i: u32, lane: Lane) -> Norm {
+    var n = Norm(quad(0.0), quad(1.0), quad(1.0), quad(0.0));
+    if has(table[i].flags, NORM) {
+        n.mean = load4(ahead(table[i].mean, lane.channel), lane.valid);
+        n.inv = inverse_deviation(load4(ahead(table[i].variance, lane.channel), lane.valid), table[i].eps);
+    }
+    if has(table[i].flags, AFFINE) {
+        n.gamma = load4(ahead(table[i].gamma, lane.channel), lane.valid);
+        n.beta = load4(ahead(table[i].beta, lane.channel), lane.valid);
+    }
+    return n;
+}
+
+fn weight_of(i: u32) -> f32 {
+    if has(table[i].flags, WEIGHT) {
+        return load1(table[i].weight);
+    }
+    return 1.0;
+}
+
+// node = sum_s factor * weight * h. A block writes ROWS times the rows that it covers at once.
+@compute @workgroup_size(BLOCK)
+fn mixture_forward(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
+        return;
+    }
+    let lane = lane_of(thread, p.channels, p.lanes, block % p.groups);
+    if !lane.used {
+        return;
+    }
+    let first = block / p.groups * ROWS * lane.rows + lane.row;
+
+    var sum: array<Quad, ROWS>;
+    for (var i = 0u; i < p.sources; i++) {
+        let n = norm_of(i, lane);
+        let weight = weight_of(i);
+        let scale = weight * (n.gamma * n.inv);
+        let shift = weight * n.beta;
+        let map = ahead(table[i].map, lane.channel);
+        for (var k = 0u; k < ROWS; k++) {
+            let row = first + k * lane.rows;
+            if row < p.rows {
+                let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
+                var term = scale * (y - n.mean) + shift;
+                if has(table[i].flags, MASK) {
+                    term *= load1(ahead(table[i].mask, row / p.pixels));
+                }
+                sum[k] += term;
+            }
+        }
+    }
+    for (var k = 0u; k < ROWS; k++) {
+        let row = first + k * lane.rows;
+        if row < p.rows {
+            put4(ahead(p.node, row * p.node_stride + lane.channel), sum[k], lane.valid, p.accumulate != 0u);
+        }
+    }
+}
+
+// Sum of g and sum of g y_hat.
+struct Sums {
+    s1: Quad,
+    s2: Quad,
+}
+
+var<workgroup> shared_s1: array<Quad, BLOCK>;
+var<workgroup> shared_s2: array<Quad, BLOCK>;
+
+// Adds the sums of all threads that own the same channels; row 0 gets the result.
+fn add_rows(sums: Sums, t: u32) -> Sums {
+    var own = sums;
+    for (var width = BLOCK / p.lanes; width > 1u;) {
+        shared_s1[t] = own.s1;
+        shared_s2[t] = own.s2;
+        workgroupBarrier();
+        let half = (width + 1u) / 2u;
+        if t / p.lanes + half < width {
+            own.s1 += shared_s1[t + half * p.lanes];
+            own.s2 += shared_s2[t + half * p.lanes];
+        }
+        width = half;
+        workgroupBarrier();
+    }
+    return own;
+}
+
+// One chunk of rows of one source: s1 = sum factor g, s2 = sum factor g y_hat.
+@compute @workgroup_size(BLOCK)
+fn mixture_backward_partial(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
+        return;
+    }
+    let chunk = block / p.groups % p.chunks;
+    let i = block / p.groups / p.chunks;
+    let lane = lane_of(thread, p.channels, p.lanes, block % p.groups);
+    let first = chunk * p.chunk_rows;
+    let end = min(first + p.chunk_rows, p.rows);
+    let n = norm_of(i, lane);
+    let gradient = ahead(p.node, lane.channel);
+    let map = ahead(table[i].map, lane.channel);
+
+    var own = Sums(quad(0.0), quad(0.0));
+    for (var row = first + lane.row; lane.used && row < end; row += lane.rows) {
+        var g = load4(ahead(gradient, row * p.node_stride), lane.valid);
+        let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
+        if has(table[i].flags, MASK) {
+            g *= load1(ahead(table[i].mask, row / p.pixels));
+        }
+        own.s1 += g;
+        own.s2 += g * ((y - n.mean) * n.inv);
+    }
+
+    own = add_rows(own, thread);
+    if lane.row == 0u && lane.used {
+        let partial = ahead(table[i].partial, 2u * chunk * padded(p.channels) + lane.channel);
+        store4(partial, own.s1, 4u);
+        store4(ahead(partial, padded(p.channels)), own.s2, 4u);
+    }
+}
+
+// Merges a source's chunks and writes what is wanted of it: coefficients a, b, d with dL/dy = a g + b y + d, gradients of
+// gamma and beta, and each channel's share of the weight's gradient.
+@compute @workgroup_size(BLOCK)
+fn mixture_backward_fold(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
+        return;
+    }
+    let i = block / p.groups;
+    let flags = table[i].flags;
+    let lane = lane_of(thread, p.channels, p.lanes, block % p.groups);
+
+    var own = Sums(quad(0.0), quad(0.0));
+    for (var chunk = lane.row; has(flags, SUMS) && lane.used && chunk < p.chunks; chunk += lane.rows) {
+        let partial = ahead(table[i].partial, 2u * chunk * padded(p.channels) + lane.channel);
+        own.s1 += load4(partial, 4u);
+        own.s2 += load4(ahead(partial, padded(p.channels)), 4u);
+    }
+    own = add_rows(own, thread);
+    if lane.row > 0u || !lane.used {
+        return;
+    }
+
+    let n = norm_of(i, lane);
+    let weight = weight_of(i);
+    if has(flags, COEF) {
+        var a = quad(weight);
+        var b = quad(0.0);
+        var d = quad(0.0);
+        if has(flags, NORM) {
+            let share = 1.0 / f32(p.rows);
+            a = weight * (n.gamma * n.inv);
+            b = -share * (a * n.inv * own.s2);
+            d = -share * (a * own.s1) - b * n.mean;
+        }
+        let coef = ahead(table[i].coef, lane.channel);
+        let add = has(flags, COEF_ADD);
+        put4(coef, a, lane.valid, add);
+        put4(ahead(coef, table[i].coef_stride), b, lane.valid, add);
+        put4(ahead(coef, 2u * table[i].coef_stride), d, lane.valid, add);
+    }
+    if has(flags, PARAMETERS) {
+        put4(ahead(table[i].dgamma, lane.channel), weight * own.s2, lane.valid, has(flags, DGAMMA_ADD));
+        put4(ahead(table[i].dbeta, lane.channel), weight * own.s1, lane.valid, has(flags, DBETA_ADD));
+    }
+    if has(flags, SHARE) {
+        let shares = ahead(table[i].partial, 2u * p.chunks * padded(p.channels) + lane.channel);
+        store4(shares, n.gamma * own.s2 + n.beta * own.s1, 4u);
+    }
+}
+
+var<workgroup> shared_sum: array<f32, BLOCK>;
+
+// A block sums the shares of one weight, over its sources and their channels.
+@compute @workgroup_size(BLOCK)
+fn mixture_backward_weights(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let index = block_index(workgroup, grid);
+    if index >= p.blocks {
+        return;
+    }
+    var own = 0.0;
+    for (var i = 0u; i < p.sources; i++) {
+        if table[i].weight_index != index {
+            continue;
+        }
+        let shares = ahead(table[i].partial, 2u * p.chunks * padded(p.channels));
+        for (var c = thread; c < p.channels; c += BLOCK) {
+            own += load1(ahead(shares, c));
+        }
+    }
+    shared_sum[thread] = own;
+    workgroupBarrier();
+    for (var half = BLOCK / 2u; half > 0u; half /= 2u) {
+        if thread < half {
+            shared_sum[thread] += shared_sum[thread + half];
+        }
+        workgroupBarrier();
+    }
+    if thread > 0u {
+        return;
+    }
+    let out = ahead(p.dweights, index / p.weight_columns * p.weight_stride + index % p.weight_columns);
+    var value = shared_sum[0];
+    if p.accumulate != 0u {
+        value += load1(out);
+    }
+    store1(out, value);
+}

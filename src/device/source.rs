@@ -1,0 +1,84 @@
+//! Sources of the GPU kernels, as devices compile them. See `ops::launch` for the contract that they share.
+
+use crate::ops::launch::{BLOCK, PAGES};
+
+/// The files of one stem.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Stem of `kernels/<stem>.cu` and `shaders/<stem>.wgsl`.
+    pub stem: &'static str,
+    /// CUDA; includes [`COMMON`] by the name [`COMMON_NAME`].
+    pub cuda: &'static str,
+    /// WGSL, without the texts that come before it; see [`Source::wgsl`].
+    pub shader: &'static str,
+}
+
+macro_rules! sources {
+    ($($stem:literal),* $(,)?) => {
+        /// All sources.
+        pub const SOURCES: &[Source] = &[$(Source {
+            stem: $stem,
+            cuda: include_str!(concat!("../../kernels/", $stem, ".cu")),
+            shader: include_str!(concat!("../../shaders/", $stem, ".wgsl")),
+        }),*];
+    };
+}
+
+sources! { "mixture", "statistics" }
+
+/// The header that every CUDA source includes.
+pub const COMMON: &str = include_str!("../../kernels/common.cuh");
+/// Its name.
+pub const COMMON_NAME: &str = "common.cuh";
+
+const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
+const ACCESS_WIDE: &str = include_str!("../../shaders/access_wide.wgsl");
+const ACCESS_NARROW: &str = include_str!("../../shaders/access_narrow.wgsl");
+
+/// The source of a stem.
+///
+/// # Panics
+/// If there is none: launches name existing sources.
+pub fn source(stem: &str) -> Source {
+    *SOURCES.iter().find(|s| s.stem == stem).unwrap_or_else(|| panic!("no kernel source `{stem}`"))
+}
+
+/// Macro definitions with which CUDA sources are compiled.
+pub fn cuda_options(wide: bool) -> [String; 2] {
+    [format!("-DBLOCK={BLOCK}"), format!("-DWIDE={}", u32::from(wide))]
+}
+
+impl Source {
+    /// Entry points, in order.
+    pub fn entry_points(&self) -> Vec<&'static str> {
+        let after_bounds = self.cuda.split("__launch_bounds__(BLOCK, 4)").skip(1);
+        after_bounds.filter_map(|rest| rest.split('(').next()).map(str::trim).collect()
+    }
+
+    /// Entry points of the shader, in order.
+    pub fn shader_entry_points(&self) -> Vec<&'static str> {
+        let after_size = self.shader.split("@workgroup_size(BLOCK)").skip(1);
+        after_size.filter_map(|rest| rest.trim().strip_prefix("fn ")?.split('(').next()).collect()
+    }
+
+    /// The whole shader for launches that bind `pages` pages. Pages are arrays of vectors if all accesses are wide, of
+    /// scalars otherwise: WGSL cannot see one buffer both ways. A switch over the pages picks one; with a single page
+    /// there is none.
+    pub fn wgsl(&self, wide: bool, pages: usize) -> String {
+        assert!((1..=PAGES).contains(&pages), "a launch binds 1 to {PAGES} pages, not {pages}");
+        let element = if wide { "vec4<f32>" } else { "f32" };
+        let mut text = format!("const BLOCK: u32 = {BLOCK}u;\nalias Element = {element};\n");
+        for i in 0..pages {
+            text += &format!("@group(0) @binding({}) var<storage, read_write> page_{i}: array<Element>;\n", i + 2);
+        }
+        let pick = |statement: &dyn Fn(usize) -> String| {
+            let cases: String = (1..pages).map(|i| format!("case {i}u: {{ {} }} ", statement(i))).collect();
+            if pages == 1 { statement(0) } else { format!("switch page {{ {cases}default: {{ {} }} }}", statement(0)) }
+        };
+        let read = pick(&|i| format!("return page_{i}[index];"));
+        let write = pick(&|i| format!("page_{i}[index] = value;"));
+        text += &format!("fn read_element(page: u32, index: u32) -> Element {{ {read} }}\n");
+        text += &format!("fn write_element(page: u32, index: u32, value: Element) {{ {write} }}\n");
+        text + PRELUDE + if wide { ACCESS_WIDE } else { ACCESS_NARROW } + self.shader
+    }
+}

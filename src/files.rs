@@ -1,0 +1,30 @@
+//! Files that are either whole or not there: written beside their place and moved into it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes a file so that a reader never sees a part of it, even if the process or the machine stops in between.
+///
+/// # Errors
+/// [`Error::Io`] naming the file; what stood there before is untouched and no partial file stays behind.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".partial-{}", std::process::id()));
+    let partial = path.with_file_name(name);
+    let written = File::create(&partial).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(source) = written {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&partial);
+        return Err(Error::io(path, "write")(source));
+    }
+    fs::rename(&partial, path).map_err(|source| {
+        let _ = fs::remove_file(&partial);
+        Error::io(path, "replace")(source)
+    })
+}

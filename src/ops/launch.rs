@@ -1,0 +1,324 @@
+//! The contract between ops and GPU devices: how an op becomes kernel launches, the same ones on CUDA and on wgpu.
+//!
+//! A device cuts its memory (arena and store) into *pages*: buffers of fewer than 2^32 elements, aligned to 16 bytes.
+//! A tensor lies within one page, at a [`Place`]. An op that implements [`Lower`] turns the places of its tensors into
+//! [`Launch`]es; a launch names an entry point of `kernels/<source>.cu` and `shaders/<source>.wgsl` and carries what
+//! both take:
+//!
+//! - a parameter record, `repr(C)`, of `u32`, `f32` and [`Spot`] only, its size a multiple of 16 bytes: the same bytes
+//!   are a CUDA kernel's first argument and a WGSL uniform;
+//! - the whole pages that it binds, at most [`PAGES`]: records name tensors by [`Spot`], never by a binding of their
+//!   own, so that a mixture of 42 maps binds as few buffers as a mixture of one;
+//! - if the number of tensors is not fixed, a *table* of records of the same kind, at most [`TABLE_BYTES`].
+//!
+//! The launches of an op run in order, each after the last one's writes have landed. Within a launch every element
+//! is written by one thread at most: there are no atomics, and each reduction has a shape that depends on tensor shapes
+//! only. An op lowers whatever its tensors' pages are, but the fewer they are, the fewer launches it takes.
+//!
+//! To give an op its launches: implement [`Lower`] in `ops/launch/<family>.rs`, name it in [`Op::lower`], write the
+//! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
+
+pub mod mixture;
+pub mod norm;
+
+use std::ops::Range;
+
+use super::Op;
+use crate::graph::Shape;
+
+/// Threads of a block; `workgroup_size` of a shader.
+pub const BLOCK: u32 = 256;
+/// Pages that one launch can bind: the storage buffers that WebGPU grants every shader.
+pub const PAGES: usize = 8;
+/// Largest table: the uniform range that Vulkan grants every shader.
+pub const TABLE_BYTES: usize = 16 << 10;
+/// Largest extent of a grid in any dimension.
+pub const GRID: u32 = 65_535;
+
+/// Where a tensor lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Page, as the device counts them.
+    pub page: u32,
+    /// First element, counted from the start of the page.
+    pub offset: u32,
+    /// Elements from one pixel to the next.
+    pub row_stride: u32,
+    /// Extent.
+    pub shape: Shape,
+}
+
+impl Place {
+    /// Offset of element `i` in row-major order.
+    fn element(self, i: usize) -> u32 {
+        self.offset + (i / self.shape.c) as u32 * self.row_stride + (i % self.shape.c) as u32
+    }
+
+    /// The same place, checked to be `c` consecutive elements.
+    fn vector(self, c: usize) -> Self {
+        let adjacent = self.shape.rows() == 1 || self.row_stride as usize == self.shape.c;
+        assert!(self.shape.len() == c && adjacent, "a vector of {c} channels must be contiguous, not {self:?}");
+        self
+    }
+
+    /// Whether each group of four channels starts at a multiple of 16 bytes and none is cut.
+    fn wide(self) -> bool {
+        [self.offset, self.row_stride, self.shape.c as u32].iter().all(|n| n % 4 == 0)
+    }
+
+    fn extent(self) -> Range<u32> {
+        let rows = self.shape.rows() as u32;
+        self.offset..self.offset + rows.saturating_sub(1) * self.row_stride + self.shape.c as u32
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        let (a, b) = (self.extent(), other.extent());
+        self.page == other.page && a.start < b.end && b.start < a.end
+    }
+}
+
+/// The tensors of one op, placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// Tensors read.
+    pub inputs: &'a [Place],
+    /// Tensors written.
+    pub outputs: &'a [Place],
+    /// For each output, whether it adds to what is there.
+    pub accumulate: &'a [bool],
+    /// The op's private memory, [`Lower::scratch`] elements from `offset` on, `offset` a multiple of 4.
+    pub scratch: Place,
+}
+
+/// A tensor as a record names it: page (index into [`Launch::pages`]) and first element. `uint2` in CUDA, `vec2<u32>`
+/// in WGSL.
+pub type Spot = [u32; 2];
+
+/// A `repr(C)` record that CUDA and WGSL declare with the same fields; a test compares the three declarations.
+pub trait Record: bytemuck::Pod {
+    /// Name of the struct.
+    const NAME: &'static str;
+    /// Names and types of the fields, in order.
+    const FIELDS: &'static [(&'static str, &'static str)];
+}
+
+/// Declares a [`Record`].
+macro_rules! record {
+    ($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $kind:ident),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $kind),* }
+
+        impl $crate::ops::launch::Record for $name {
+            const NAME: &'static str = stringify!($name);
+            const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), stringify!($kind))),*];
+        }
+
+        const _: () = assert!(size_of::<$name>() % 16 == 0, "records are multiples of 16 bytes");
+    };
+}
+pub(crate) use record;
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// Stem of the file in `kernels/` and `shaders/`.
+    pub source: &'static str,
+    /// Entry point.
+    pub kernel: &'static str,
+    /// Compile the source with 16-byte accesses: every group of four channels is aligned and whole.
+    pub wide: bool,
+    /// Bytes of the parameter record.
+    pub params: Vec<u8>,
+    /// Bytes of the table; empty if the kernel takes none.
+    pub table: Vec<u8>,
+    /// The page to bind at each slot.
+    pub pages: Vec<u32>,
+    /// Blocks in each dimension, at most [`GRID`]; the kernel counts `x + y * grid[0]`.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+}
+
+/// An op that runs on GPUs.
+pub trait Lower {
+    /// Elements of private memory that the launches need, a function of the shapes only.
+    fn scratch(&self, _inputs: &[Shape], _outputs: &[Shape]) -> usize {
+        0
+    }
+
+    /// The launches, to be run in order.
+    fn launches(&self, at: &Places<'_>) -> Vec<Launch>;
+}
+
+impl Op {
+    /// How the op runs on GPUs, if it has kernels there.
+    pub fn lower(&self) -> Option<&dyn Lower> {
+        match self {
+            Self::Mixture(op) => Some(op),
+            Self::MixtureBackward(op) => Some(op),
+            Self::Statistics(op) => Some(op),
+            _ => None,
+        }
+    }
+}
+
+/// Folds a number of blocks into a grid. The kernel ignores blocks beyond that number.
+pub fn grid(blocks: usize) -> [u32; 3] {
+    let x = blocks.clamp(1, GRID as usize);
+    [x as u32, blocks.div_ceil(x).max(1) as u32, 1]
+}
+
+/// How a block of [`BLOCK`] threads covers a map: each thread owns four neighbouring channels (a quad) and walks over
+/// rows; `lanes` quads lie side by side, `groups` such groups cover all channels. Depends on the number of channels
+/// only, not on alignment, so that wide and narrow accesses sum in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lanes {
+    /// Quads that a block covers.
+    pub lanes: usize,
+    /// Blocks side by side that cover all channels.
+    pub groups: usize,
+    /// Rows that a block covers at once.
+    pub rows: usize,
+}
+
+impl Lanes {
+    /// The cover of `c` channels.
+    pub fn new(c: usize) -> Self {
+        let quads = c.div_ceil(4);
+        let groups = quads.div_ceil(32);
+        let lanes = quads.div_ceil(groups);
+        Self { lanes, groups, rows: BLOCK as usize / lanes }
+    }
+
+    /// Rows of a chunk and number of chunks, if a block covers whole multiples of `tile` times its rows and there are
+    /// to be at most `most` chunks.
+    fn chunks(self, rows: usize, tile: usize, most: usize) -> (usize, usize) {
+        let tile = self.rows * tile;
+        let chunk = rows.div_ceil(tile).div_ceil(most).max(1) * tile;
+        (chunk, rows.div_ceil(chunk))
+    }
+}
+
+/// What one launch touches, collected while its records are written.
+#[derive(Clone, Default)]
+struct Slots {
+    pages: Vec<u32>,
+    read: Vec<Place>,
+    written: Vec<Place>,
+}
+
+impl Slots {
+    fn slot(&mut self, place: Place) -> Spot {
+        let known = self.pages.iter().position(|&page| page == place.page);
+        let slot = known.unwrap_or_else(|| {
+            self.pages.push(place.page);
+            self.pages.len() - 1
+        });
+        [slot as u32, place.offset]
+    }
+
+    /// Names a tensor that the launch reads.
+    fn reads(&mut self, place: Place) -> Spot {
+        self.read.push(place);
+        self.slot(place)
+    }
+
+    /// Names a tensor that the launch writes.
+    fn writes(&mut self, place: Place) -> Spot {
+        self.written.push(place);
+        self.slot(place)
+    }
+
+    fn clashes(&self, other: &Self) -> bool {
+        let hits = |a: &[Place], b: &[Place]| a.iter().any(|x| b.iter().any(|y| x.overlaps(*y)));
+        hits(&self.written, &other.written) || hits(&self.written, &other.read) || hits(&self.read, &other.written)
+    }
+}
+
+/// The records of one launch.
+struct Batch<'a, T, R> {
+    slots: Slots,
+    items: &'a [T],
+    table: Vec<R>,
+}
+
+/// Writes the records of all items and distributes them over launches, in order: at most `most` to one, at most
+/// [`PAGES`] pages together with those that `base` names, and none writing what another one of the same launch touches.
+/// There is one launch at least.
+fn batches<'a, T, R>(
+    items: &'a [T],
+    base: &Slots,
+    most: usize,
+    record: impl Fn(&T, &mut Slots) -> R,
+) -> Vec<Batch<'a, T, R>> {
+    let mut done = Vec::new();
+    let mut start = 0;
+    let mut batch = Batch { slots: base.clone(), items: &items[..0], table: Vec::new() };
+    for (index, item) in items.iter().enumerate() {
+        let mut alone = Slots::default();
+        record(item, &mut alone);
+        let mut slots = batch.slots.clone();
+        let mut written = record(item, &mut slots);
+        if !batch.table.is_empty()
+            && (slots.pages.len() > PAGES || batch.table.len() == most || alone.clashes(&batch.slots))
+        {
+            start = index;
+            slots = base.clone();
+            written = record(item, &mut slots);
+            done.push(std::mem::replace(&mut batch, Batch { slots: base.clone(), items: &[], table: Vec::new() }));
+        }
+        assert!(slots.pages.len() <= PAGES, "one record spans more than {PAGES} pages");
+        batch.table.push(written);
+        batch = Batch { slots, items: &items[start..=index], table: batch.table };
+    }
+    done.push(batch);
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(page: u32, offset: u32, c: usize) -> Place {
+        Place { page, offset, row_stride: c as u32, shape: Shape::vector(c) }
+    }
+
+    #[test]
+    fn grids_stay_within_the_limit_and_cover_all_blocks() {
+        for blocks in [1, 65_535, 65_536, 200_000, 4_000_000] {
+            let [x, y, z] = grid(blocks);
+            assert!(x <= GRID && y <= GRID && z == 1);
+            assert!(x as usize * y as usize >= blocks);
+        }
+    }
+
+    #[test]
+    fn lanes_cover_every_channel() {
+        for c in 1..600 {
+            let Lanes { lanes, groups, rows } = Lanes::new(c);
+            assert!(lanes * groups * 4 >= c && lanes * rows <= BLOCK as usize && lanes <= 32, "{c} channels");
+        }
+    }
+
+    #[test]
+    fn batches_respect_pages_and_never_write_twice() {
+        let record = |&(read, write): &(Place, Place), slots: &mut Slots| (slots.reads(read), slots.writes(write));
+        let sizes = |items: &[(Place, Place)], base: &Slots, most: usize| {
+            let batches = batches(items, base, most, record);
+            assert!(batches.iter().all(|b| b.slots.pages.len() <= PAGES && b.table.len() == b.items.len()));
+            batches.iter().map(|b| b.items.len()).collect::<Vec<_>>()
+        };
+        let mut base = Slots::default();
+        base.writes(vector(200, 0, 4));
+        let spread: Vec<_> = (0..20).map(|i| (vector(i, 0, 4), vector(100, 4 * i, 4))).collect();
+        assert_eq!(sizes(&spread, &base, 64), [6, 6, 6, 2]);
+        let same: Vec<_> = (0..3).map(|_| (vector(0, 0, 4), vector(1, 0, 4))).collect();
+        assert_eq!(sizes(&same, &base, 64), [1, 1, 1]);
+        let apart: Vec<_> = (0..5).map(|i| (vector(0, 0, 4), vector(1, 4 * i, 4))).collect();
+        assert_eq!(sizes(&apart, &base, 64), [5]);
+        assert_eq!(sizes(&apart, &base, 2), [2, 2, 1]);
+        assert_eq!(sizes(&[], &base, 2), [0]);
+    }
+}

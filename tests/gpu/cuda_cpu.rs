@@ -1,0 +1,167 @@
+//! Compiles `kernels/*.cu` with the system's C++ compiler, against `tests/cuda_cpu/cuda_cpu.h`, and runs every case on
+//! the CPU: blocks and threads in three orders, grids folded, accesses wide and narrow.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use libloading::Library;
+use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, cuda_options, source};
+use supernet::ops::launch::Launch;
+
+use super::cases;
+use super::harness::{Machine, Page, Placed, Spread, folded, narrow};
+
+/// `Call` in cuda_cpu.h.
+#[repr(C)]
+struct Call {
+    grid: [u32; 3],
+    threads: u32,
+    params: *const c_void,
+    params_bytes: usize,
+    pages: *const *mut f32,
+    page_count: usize,
+    table: *const c_void,
+    order: u32,
+    seed: u32,
+    message: *mut c_char,
+    room: usize,
+}
+
+/// Orders in which blocks and threads take turns: `Order` in cuda_cpu.h.
+const ORDERS: [u32; 3] = [0, 1, 2];
+
+/// Kernels compiled for the CPU. Shared memory is static memory of a library: one launch at a time.
+struct CudaCpu {
+    libraries: HashMap<(&'static str, bool), Library>,
+    order: u32,
+}
+
+fn compile(folder: &Path, source: &Source, text: &str, wide: bool) -> PathBuf {
+    let name = format!("{}_{}", source.stem, if wide { "wide" } else { "narrow" });
+    let exports: String = source.entry_points().iter().map(|k| format!("CUDA_CPU_EXPORT({k})\n")).collect();
+    let main = folder.join(format!("{name}.cpp"));
+    let library = folder.join(format!("{name}.so"));
+    std::fs::write(&main, format!("#include \"cuda_cpu.h\"\n#line 1 \"{}.cu\"\n{text}\n{exports}", source.stem))
+        .expect("the folder for temporary files is writable");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+    let output = Command::new(&compiler)
+        .args(["-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"])
+        .args(["-Wno-unused-function"])
+        .args(cuda_options(wide))
+        .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda_cpu")])
+        .arg("-I")
+        .arg(folder)
+        .arg(&main)
+        .arg("-o")
+        .arg(&library)
+        .output()
+        .unwrap_or_else(|error| panic!("the C++ compiler `{compiler}` (or $CXX) does not run: {error}"));
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    library
+}
+
+impl CudaCpu {
+    /// Compiles sources, narrow or wide, `edit` applied to each; a folder named after `purpose` holds them meanwhile.
+    fn new(purpose: &str, variants: &[(Source, bool)], edit: impl Fn(&str) -> String + Sync) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda_cpu_{purpose}_{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("the folder for temporary files is writable");
+        std::fs::write(folder.join(COMMON_NAME), edit(COMMON)).expect("the folder for temporary files is writable");
+        let load = |&(source, wide): &(Source, bool)| {
+            let path = compile(&folder, &source, &edit(source.cuda), wide);
+            // SAFETY: the library was just compiled from our own sources; loading it runs no code of theirs.
+            let library = unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            ((source.stem, wide), library)
+        };
+        let libraries = std::thread::scope(|scope| {
+            let threads: Vec<_> = variants.iter().map(|v| scope.spawn(|| load(v))).collect();
+            threads.into_iter().map(|t| t.join().expect("compiles")).collect()
+        });
+        // The libraries stay mapped; their files are not needed any more.
+        let _ = std::fs::remove_dir_all(&folder);
+        Self { libraries, order: 0 }
+    }
+
+    fn launch(&self, launch: &Launch, pages: &mut [Page]) -> Result<(), String> {
+        let library = &self.libraries[&(launch.source, launch.wide)];
+        let name = format!("cuda_cpu_{}", launch.kernel);
+        // SAFETY: CUDA_CPU_EXPORT gives every entry point this signature.
+        let run: libloading::Symbol<'_, unsafe extern "C" fn(*const Call) -> bool> =
+            unsafe { library.get(name.as_bytes()) }.map_err(|error| error.to_string())?;
+        let bound: Vec<*mut f32> = launch.pages.iter().map(|&p| pages[p as usize].values_mut().as_mut_ptr()).collect();
+        // Tables hold 8-byte pairs.
+        let mut table = vec![0u64; launch.table.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut table)[..launch.table.len()].copy_from_slice(&launch.table);
+        let mut message = [0 as c_char; 256];
+        let call = Call {
+            grid: launch.grid,
+            threads: launch.block,
+            params: launch.params.as_ptr().cast(),
+            params_bytes: launch.params.len(),
+            pages: bound.as_ptr(),
+            page_count: bound.len(),
+            table: table.as_ptr().cast(),
+            order: self.order,
+            seed: 1,
+            message: message.as_mut_ptr(),
+            room: message.len(),
+        };
+        // SAFETY: all pointers of `call` live until it returns, and the lowering keeps offsets within the pages.
+        if unsafe { run(&call) } {
+            return Ok(());
+        }
+        // SAFETY: snprintf has ended the message with a zero.
+        let text = unsafe { CStr::from_ptr(message.as_ptr()) }.to_string_lossy().into_owned();
+        Err(format!("{}: {text}", launch.kernel))
+    }
+}
+
+impl Machine for CudaCpu {
+    fn run(&mut self, launches: &[Launch], pages: &mut [Page]) -> Result<(), String> {
+        launches.iter().try_for_each(|l| self.launch(l, pages))
+    }
+}
+
+#[test]
+fn cuda_kernels_agree_with_the_reference() {
+    let variants: Vec<_> = SOURCES.iter().flat_map(|&s| [(s, false), (s, true)]).collect();
+    let mut machine = CudaCpu::new("cases", &variants, str::to_owned);
+    for case in cases::all() {
+        for spread in [Spread::One, Spread::Each] {
+            let placed = Placed::new(&case, spread);
+            let launches = placed.launches();
+            let bits = ORDERS.map(|order| {
+                machine.order = order;
+                placed.check(&mut machine, &launches)
+            });
+            assert!(bits[0] == bits[1] && bits[0] == bits[2], "{}: the order of threads shows", case.name);
+            assert!(placed.check(&mut machine, &folded(&launches)) == bits[0], "{}: the grid's shape shows", case.name);
+            machine.order = 0;
+            placed.check(&mut machine, &narrow(&launches));
+        }
+    }
+}
+
+/// The tests above are worth something only if they notice a broken kernel.
+#[test]
+fn broken_cuda_kernels_are_noticed() {
+    let cases = cases::all();
+    let broken = |stem: &str, from: &str, to: &str| {
+        let mut machine = CudaCpu::new("broken", &[(source(stem), false)], |text| text.replace(from, to));
+        cases.iter().flat_map(|case| ORDERS.map(|order| (case, order))).any(|(case, order)| {
+            let placed = Placed::new(case, Spread::One);
+            let launches = narrow(&placed.launches());
+            let mut pages = placed.pages();
+            machine.order = order;
+            launches.iter().all(|l| l.source == stem)
+                && machine.run(&launches, &mut pages).and_then(|()| placed.compare(&pages)).is_err()
+        })
+    };
+    let (barrier, condition) = ("__syncthreads();\n        const", "if (lane.row + half < width) {");
+    assert!(!broken("statistics", "", ""), "nothing is broken");
+    assert!(broken("statistics", barrier, "const"), "a missing barrier");
+    assert!(broken("mixture", condition, &format!("{condition} __syncthreads();")), "a divergent barrier");
+    assert!(broken("statistics", "(a.count * share) * ", ""), "a wrong merge of moments");
+    assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
+}

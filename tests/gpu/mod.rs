@@ -1,0 +1,31 @@
+//! GPU kernels, tested without a GPU: the list of cases runs as CUDA on the CPU and as WGSL on whatever Vulkan device
+//! there is (Mesa's lavapipe in CI), against the ops' reference in f64. NVRTC compiles the CUDA sources for real GPUs.
+//!
+//! `scripts/ci_tools.sh` installs lavapipe and NVRTC. Where they are missing, their tests say so loudly and pass,
+//! unless `SUPERNET_REQUIRE_WGPU=1` or `SUPERNET_REQUIRE_NVRTC=1` is set.
+
+mod cases;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod cuda_cpu;
+mod harness;
+mod nvrtc;
+mod records;
+mod wgsl;
+
+use std::io::Write;
+
+/// Whether a tool that is not there must fail the test.
+fn required(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+/// Fails if the tool is required; says loudly that nothing was tested otherwise.
+fn missing(tool: &str, variable: &str, why: &str) {
+    assert!(!required(variable), "{tool} is required ({variable}=1) but not usable: {why}");
+    // Not eprintln: the test harness would hide it.
+    let line = format!("*** NOT TESTED: {tool} is not usable: {why}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "\n{line}\n*** scripts/ci_tools.sh installs it; {variable}=1 makes this an error\n"
+    );
+}

@@ -1,0 +1,69 @@
+//! Records and flags are declared three times, in Rust, CUDA and WGSL, so that each file can be read on its own. This
+//! compares the declarations, and the entry points of kernels and shaders.
+
+use supernet::device::source::{COMMON, SOURCES, Source, source};
+use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
+use supernet::ops::launch::norm::StatisticsParams;
+use supernet::ops::launch::{PAGES, Record, mixture, norm};
+
+/// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
+fn fields(text: &str, name: &str, end: char, split: impl Fn(&str) -> (&str, &str)) -> Vec<(String, String)> {
+    let start = text.find(&format!("struct {name} {{")).unwrap_or_else(|| panic!("struct {name} is not declared"));
+    let body = &text[start..];
+    let body = &body[body.find('{').expect("just found") + 1..body.find('}').expect("structs end")];
+    let declarations = body.split(end).map(str::trim).filter(|d| !d.is_empty());
+    declarations.map(split).map(|(kind, name)| (kind.trim().to_owned(), name.trim().to_owned())).collect()
+}
+
+fn compare<R: Record>(source: Source) {
+    let expected = |names: fn(&str) -> &str| {
+        R::FIELDS.iter().map(|&(name, kind)| (names(kind).to_owned(), name.to_owned())).collect::<Vec<_>>()
+    };
+    let cuda = fields(source.cuda, R::NAME, ';', |d| d.split_once(' ').expect("a type and a name"));
+    let c_type = |kind: &str| match kind {
+        "u32" => "unsigned",
+        "f32" => "float",
+        _ => "Spot",
+    };
+    assert_eq!(cuda, expected(c_type), "{} in {}.cu", R::NAME, source.stem);
+    let wgsl = fields(source.shader, R::NAME, ',', |d| {
+        let (name, kind) = d.split_once(':').expect("a name and a type");
+        (kind, name)
+    });
+    assert_eq!(wgsl, expected(|kind| kind), "{} in {}.wgsl", R::NAME, source.stem);
+
+    // Pairs must lie at multiples of 8 bytes, or WGSL and CUDA would insert padding.
+    let mut offset = 0;
+    for (name, kind) in R::FIELDS {
+        let size = if *kind == "Spot" { 8 } else { 4 };
+        assert_eq!(offset % size, 0, "{}.{name} lies at byte {offset}", R::NAME);
+        offset += size;
+    }
+    assert_eq!(offset, size_of::<R>());
+}
+
+#[test]
+fn records_have_the_same_fields_in_all_three_languages() {
+    compare::<StatisticsParams>(source("statistics"));
+    compare::<MixtureParams>(source("mixture"));
+    compare::<MixtureSource>(source("mixture"));
+    for (name, value) in FLAGS {
+        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+        assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
+    }
+    // Constants that decide which rows a block covers.
+    for (stem, name, value) in [("statistics", "TILE", norm::TILE), ("mixture", "ROWS", mixture::ROWS)] {
+        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+        assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
+    }
+    assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
+    assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
+}
+
+#[test]
+fn kernels_and_shaders_have_the_same_entry_points() {
+    for source in SOURCES {
+        assert!(!source.entry_points().is_empty(), "{}", source.stem);
+        assert_eq!(source.entry_points(), source.shader_entry_points(), "{}", source.stem);
+    }
+}
