@@ -3,6 +3,7 @@
 mod data;
 mod devices;
 mod evaluate;
+mod export;
 mod folder;
 mod interrupt;
 mod output;
@@ -42,6 +43,7 @@ enum Command {
     Search(search::Arguments),
     Train(train::Arguments),
     Evaluate(evaluate::Arguments),
+    Export(export::Arguments),
     Devices(devices::Arguments),
     Data(data::Arguments),
     Plan(plan::Arguments),
@@ -59,6 +61,7 @@ pub fn run() -> Result<()> {
         Command::Search(arguments) => search::run(&arguments, json),
         Command::Train(arguments) => train::run(&arguments, json),
         Command::Evaluate(arguments) => evaluate::run(&arguments, json),
+        Command::Export(arguments) => export::run(&arguments, json),
         Command::Devices(_) => devices::run(json),
         Command::Data(arguments) => data::run(&arguments, json),
         Command::Plan(arguments) => plan::run(&arguments, json),
