@@ -96,7 +96,8 @@ fn differences(case: &Case, found: &Outcome, expected: &Outcome) -> Vec<String> 
         let distance = finite().map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt();
         // What should be zero but for rounding has no norm to measure by.
         let scale = norm.max(1e-2 * (b.len() as f64).sqrt());
-        if !(distance <= case.tolerance * scale) {
+        let agrees = distance <= case.tolerance * scale;
+        if !agrees {
             wrong.push(format!("result {number}: relative error {:.2e}", distance / scale));
         }
     }
