@@ -43,7 +43,10 @@ pub fn export(args: &ExportArgs) -> Result<()> {
     write_onnx(&args.out, &bytes)?;
     let parameters = trained.network.parameters();
     let out = args.out.display().to_string();
-    print(&json!({ "out": out, "file_bytes": bytes.len(), "parameters": parameters, "classes": meta.classes }), args.json);
+    print(
+        &json!({ "out": out, "file_bytes": bytes.len(), "parameters": parameters, "classes": meta.classes }),
+        args.json,
+    );
     Ok(())
 }
 

@@ -51,7 +51,8 @@ impl Observer for Progress {
         self.line(&format!("{what}: {epochs} epochs of {steps_per_epoch} steps, from epoch {first_epoch}"));
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new((epochs * steps_per_epoch) as u64);
-            if let Ok(style) = ProgressStyle::with_template("{bar:30} step {pos}/{len}, {elapsed} so far, {eta} to go") {
+            if let Ok(style) = ProgressStyle::with_template("{bar:30} step {pos}/{len}, {elapsed} so far, {eta} to go")
+            {
                 bar.set_style(style);
             }
             bar.set_position((first_epoch * steps_per_epoch) as u64);

@@ -36,10 +36,27 @@ macro_rules! override_fields {
 
 macro_rules! override_run_fields {
     ($to:ident, $run:expr) => {
-        override_fields!($to, $run, [
-            data, channels, layers, epochs, batch, seed, threads, learning_rate, momentum, weight_decay, clip,
-            crop_padding, flip, cutout, checkpoint_steps
-        ]);
+        override_fields!(
+            $to,
+            $run,
+            [
+                data,
+                channels,
+                layers,
+                epochs,
+                batch,
+                seed,
+                threads,
+                learning_rate,
+                momentum,
+                weight_decay,
+                clip,
+                crop_padding,
+                flip,
+                cutout,
+                checkpoint_steps
+            ]
+        );
         $to.size = $run.size.or($to.size);
         $to.train_images = $run.train_images.or($to.train_images);
         $to.memory_limit = $run.memory_limit.or($to.memory_limit);
@@ -55,11 +72,7 @@ impl Settings for SearchConfig {
 
     fn apply(&mut self, args: &SearchArgs) {
         override_run_fields!(self, args.run);
-        override_fields!(
-            self,
-            args,
-            [order, weight_share, learning_rate_min, alpha_learning_rate, alpha_weight_decay]
-        );
+        override_fields!(self, args, [order, weight_share, learning_rate_min, alpha_learning_rate, alpha_weight_decay]);
     }
 
     fn neutral(self) -> Self {
@@ -126,7 +139,10 @@ fn refuse_changes<S: Settings>(path: &Path, before: &S, now: &S) -> Result<()> {
         None => Ok(()),
         Some((key, old)) => Err(Error::input(
             path,
-            format!("was begun with {key} = {old}, the flags say {}; a resumed run cannot change it", now[key.as_str()]),
+            format!(
+                "was begun with {key} = {old}, the flags say {}; a resumed run cannot change it",
+                now[key.as_str()]
+            ),
         )),
     }
 }
