@@ -12,8 +12,17 @@ use crate::device::view::View;
 use crate::ops::mixture::{Mixture, MixtureBackward, Source};
 use crate::ops::norm;
 
-/// Sources that one pass over an image takes.
-const PASS: usize = 64;
+/// Sources that one pass over a strip takes: more would be more streams through memory than a core follows.
+const PASS: usize = 4;
+
+/// Bytes of the node or gradient that stay in the first-level cache while the sources pass by.
+const STRIP: usize = 8 << 10;
+
+/// Calls `f(first pixel, pixels)` for the strips of an image of `rows` pixels.
+fn strips(rows: usize, c: usize, mut f: impl FnMut(usize, usize)) {
+    let strip = (STRIP / (4 * c)).next_multiple_of(8).max(8);
+    (0..rows).step_by(strip).for_each(|first| f(first, strip.min(rows - first)));
+}
 
 /// A source with its tensors.
 struct SourceKernel {
@@ -103,62 +112,61 @@ impl MixtureKernel {
         }
     }
 
-    /// The factors and summands of one image under the masks; the number of sources that take part.
-    fn scaled(&self, n: usize, tile: Tile, first: usize, list: &mut [micro::Source]) -> (usize, *const f32) {
+    /// The factors of one image under the masks, a row a source after the summands, to which the result points.
+    fn scaled(&self, n: usize, tile: Tile) -> *const f32 {
         let c = self.out.shape.c;
-        let area = tile.at(self.scaled);
-        // SAFETY: the tile holds a row for each source and one for the summand.
-        let bias = unsafe { std::slice::from_raw_parts_mut(area, c) };
+        // SAFETY: the tile holds a row for each source and one for the summands.
+        let area = unsafe { std::slice::from_raw_parts_mut(tile.at(self.scaled), (self.sources.list.len() + 1) * c) };
+        let (bias, scales) = area.split_at_mut(c);
         bias.fill(0.0);
-        let mut count = 0;
-        for (s, own) in self.sources.list.iter().enumerate().skip(first).take(list.len()) {
+        for (s, (own, scales)) in self.sources.list.iter().zip(scales.chunks_exact_mut(c)).enumerate() {
             let m = self.sources.factor(&own.source, n);
-            if m == 0.0 {
-                continue;
-            }
-            let row = area.wrapping_add((1 + s) * c);
-            // SAFETY: as above, and rows of different sources do not overlap.
-            let scales = unsafe { std::slice::from_raw_parts_mut(row, c) };
             scales.iter_mut().zip(self.row(2 * s)).for_each(|(o, &k)| *o = m * k);
             bias.iter_mut().zip(self.row(2 * s + 1)).for_each(|(o, &k)| *o += m * k);
-            let x = &own.prologue.x;
-            list[count] = micro::Source { y: image(x, n), ld: x.row_stride, scale: row };
-            count += 1;
         }
-        (count, area)
+        bias.as_ptr()
+    }
+
+    /// The node on some pixels of an image.
+    fn strip(&self, context: &Context<'_>, n: usize, (first, rows): (usize, usize), bias: *const f32) {
+        let (c, masked) = (self.out.shape.c, self.sources.mask.is_some());
+        let mut list = [micro::Source { y: null(), ld: 0, scale: null() }; PASS];
+        let (mut count, mut fresh) = (0, true);
+        let (out, ldo) = (image(&self.out, n).wrapping_add(first * self.out.row_stride), self.out.row_stride);
+        let flush = |sources: &[micro::Source], fresh: bool| {
+            let (bias, accumulate) = if fresh { (bias, self.accumulate) } else { (null(), true) };
+            let args = WeightedSum { sources, bias, rows, c, out, ldo, accumulate };
+            // SAFETY: the views cover the image; factors and summands have one element a channel.
+            unsafe { (context.micro.weighted_sum)(&args) };
+        };
+        for (s, own) in self.sources.list.iter().enumerate() {
+            if masked && self.sources.factor(&own.source, n) == 0.0 {
+                continue;
+            }
+            let x = &own.prologue.x;
+            let y = image(x, n).wrapping_add(first * x.row_stride);
+            let scale = if masked { bias.wrapping_add((s + 1) * c) } else { element(&self.factors, 2 * s * c) };
+            list[count] = micro::Source { y, ld: x.row_stride, scale };
+            count += 1;
+            if count == PASS {
+                flush(&list, fresh);
+                (count, fresh) = (0, false);
+            }
+        }
+        // Where every source is masked the node is still written.
+        if count > 0 || fresh {
+            flush(&list[..count], fresh);
+        }
     }
 }
 
 impl Kernel for MixtureKernel {
     fn run(&self, context: &Context<'_>) {
         self.prepare();
-        let (shape, sources) = (self.out.shape, &self.sources.list);
+        let shape = self.out.shape;
         context.parallel(shape.n, |n, tile| {
-            let mut list = [micro::Source { y: null(), ld: 0, scale: null() }; PASS];
-            for first in (0..sources.len()).step_by(PASS) {
-                let take = PASS.min(sources.len() - first);
-                let (count, bias) = if self.sources.mask.is_some() {
-                    self.scaled(n, tile, first, &mut list[..take])
-                } else {
-                    for (entry, s) in list.iter_mut().zip(first..first + take) {
-                        let x = &sources[s].prologue.x;
-                        let scale = element(&self.factors, 2 * s * shape.c);
-                        *entry = micro::Source { y: image(x, n), ld: x.row_stride, scale };
-                    }
-                    (take, if first == 0 { self.bias.ptr().cast_const() } else { null() })
-                };
-                let args = WeightedSum {
-                    sources: &list[..count],
-                    bias,
-                    rows: pixels(shape),
-                    c: shape.c,
-                    out: image(&self.out, n),
-                    ldo: self.out.row_stride,
-                    accumulate: self.accumulate || first > 0,
-                };
-                // SAFETY: the views cover the image; factors and summands have one element a channel.
-                unsafe { (context.micro.weighted_sum)(&args) };
-            }
+            let bias = if self.sources.mask.is_some() { self.scaled(n, tile) } else { self.bias.ptr().cast_const() };
+            strips(pixels(shape), shape.c, |first, rows| self.strip(context, n, (first, rows), bias));
         });
     }
 
@@ -218,36 +226,24 @@ impl MixtureBackwardKernel {
     /// Adds image `n` to sums laid out like a chunk's. Without masks all sources share the sums of g of the first.
     fn image(&self, context: &Context<'_>, n: usize, sums: *mut f32) {
         let (shape, masked) = (self.g.shape, self.sources.mask.is_some());
-        let row = |s: usize, i: usize| sums.wrapping_add((2 * s + i) * shape.c);
-        let mut list = [SourceSum { y: null(), ld: 0, mean: null(), s2: null_mut() }; PASS];
-        let mut count = 0;
-        let mut s1 = row(0, 0);
-        let mut flush = |list: &[SourceSum]| {
-            let args = WeightedSums {
-                sources: list,
-                g: image(&self.g, n),
-                ldg: self.g.row_stride,
-                rows: pixels(shape),
-                c: shape.c,
-                s1,
+        strips(pixels(shape), shape.c, |first, rows| {
+            let pass = |sources: &[SourceSum], s1: *mut f32| {
+                let g = image(&self.g, n).wrapping_add(first * self.g.row_stride);
+                let args = WeightedSums { sources, g, ldg: self.g.row_stride, rows, c: shape.c, s1 };
+                // SAFETY: the views cover the image, the sums have one element a channel.
+                unsafe { (context.micro.weighted_sums)(&args) };
             };
-            // SAFETY: the views cover the image, the sums have one element a channel.
-            unsafe { (context.micro.weighted_sums)(&args) };
-            s1 = null_mut();
-        };
-        for (s, (own, wanted)) in self.sources.list.iter().zip(&self.wanted).enumerate() {
-            if !wanted.sums || (masked && self.sources.factor(&own.source, n) == 0.0) {
-                continue;
+            pass(&[], sums);
+            for (s, (own, wanted)) in self.sources.list.iter().zip(&self.wanted).enumerate() {
+                if !wanted.sums || (masked && self.sources.factor(&own.source, n) == 0.0) {
+                    continue;
+                }
+                let x = &own.prologue.x;
+                let y = image(x, n).wrapping_add(first * x.row_stride);
+                let s2 = sums.wrapping_add((2 * s + 1) * shape.c);
+                pass(&[SourceSum { y, ld: x.row_stride, mean: own.prologue.mean(), s2 }], null_mut());
             }
-            let x = &own.prologue.x;
-            list[count] = SourceSum { y: image(x, n), ld: x.row_stride, mean: own.prologue.mean(), s2: row(s, 1) };
-            count += 1;
-            if count == PASS {
-                flush(&list);
-                count = 0;
-            }
-        }
-        flush(&list[..count]);
+        });
     }
 
     /// Sums of the images of a chunk under the masks.

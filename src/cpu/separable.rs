@@ -94,6 +94,7 @@ struct BranchKernel {
 /// See [`Separable`].
 pub struct SeparableKernel {
     groups: Vec<Group>,
+    /// Images of the largest batch.
     images: usize,
     padded: TileArea,
     convolved: TileArea,
@@ -131,7 +132,7 @@ impl SeparableKernel {
         let convolved = |g: &Group| g.branches.iter().map(|b| pixels(b.y.shape) * g.prologue.x.shape.c).max();
         let padded = tiles.take(groups.iter().map(padded).max()?);
         let convolved = tiles.take(groups.iter().filter_map(convolved).max()?);
-        let images = groups[0].prologue.x.shape.n;
+        let images = groups.iter().map(|g| g.prologue.x.shape.n).max()?;
         Some(Self { images, groups, padded, convolved, tile: tiles.len() })
     }
 
@@ -166,8 +167,10 @@ impl Kernel for SeparableKernel {
     fn run(&self, context: &Context<'_>) {
         self.groups.iter().for_each(|g| g.prologue.prepare());
         context.parallel(self.images * self.groups.len(), |task, tile| {
-            let group = &self.groups[task % self.groups.len()];
-            self.image(context.micro, group, task / self.groups.len(), tile);
+            let (n, group) = (task / self.groups.len(), &self.groups[task % self.groups.len()]);
+            if n < group.prologue.x.shape.n {
+                self.image(context.micro, group, n, tile);
+            }
         });
         context.parallel(self.groups.len(), |group, _| {
             self.groups[group].branches.iter().filter_map(|b| b.moments.as_ref()).for_each(BatchMoments::fold);

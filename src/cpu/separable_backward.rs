@@ -67,7 +67,8 @@ pub struct SeparableBackwardKernel {
     groups: Vec<(std::ops::Range<usize>, usize)>,
     /// Whether two branches add to the same total, so that totals are folded one after the other.
     serial: bool,
-    images: usize,
+    /// Chunks of the largest batch.
+    chunks: usize,
     tiles: Tiles,
     tile: usize,
 }
@@ -331,8 +332,12 @@ impl SeparableBackwardKernel {
             padded_gradient: areas.take(most(&|b| padded(b, b.branch.branch.pad()))),
             dx: areas.take(most(&|b| pixels(b.prologue.x.shape) * b.prologue.x.shape.c)),
         };
-        let images = branches[0].prologue.x.shape.n;
-        Some(Self { branches, groups, serial, images, tiles, tile: areas.len() })
+        let batch = |b: &BranchKernel| b.prologue.x.shape.n;
+        let chunks = branches.iter().map(|b| norm::chunks(batch(b))).max()?;
+        if groups.iter().any(|(r, _)| r.clone().any(|i| batch(&branches[i]) != batch(&branches[r.start]))) {
+            return None;
+        }
+        Some(Self { branches, groups, serial, chunks, tiles, tile: areas.len() })
     }
 
     fn image(&self, micro: &Micro, (range, pad): &(std::ops::Range<usize>, usize), chunk: usize, n: usize, tile: Tile) {
@@ -374,11 +379,14 @@ impl Kernel for SeparableBackwardKernel {
     fn run(&self, context: &Context<'_>) {
         let (branches, groups) = (self.branches.len(), self.groups.len());
         context.parallel(branches, |b, _| self.branches[b].prepare());
-        let images = norm::images_a_chunk(self.images);
-        context.parallel(norm::chunks(self.images) * groups, |task, tile| {
+        context.parallel(self.chunks * groups, |task, tile| {
             let (chunk, group) = (task / groups, &self.groups[task % groups]);
-            self.branches[group.0.clone()].iter().for_each(|b| b.clear(chunk));
-            for n in chunk * images..((chunk + 1) * images).min(self.images) {
+            let batch = self.branches[group.0.start].prologue.x.shape.n;
+            let images = norm::images_a_chunk(batch);
+            if chunk < norm::chunks(batch) {
+                self.branches[group.0.clone()].iter().for_each(|b| b.clear(chunk));
+            }
+            for n in chunk * images..((chunk + 1) * images).min(batch) {
                 self.image(context.micro, group, chunk, n, tile);
             }
         });
