@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod graph;
 pub mod network;

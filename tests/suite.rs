@@ -6,6 +6,7 @@ mod composition;
 mod data;
 mod gpu;
 mod gradients;
+mod onnx;
 mod parity;
 mod plan;
 #[cfg(feature = "files")]

@@ -121,9 +121,11 @@ impl Prologue {
     /// Whether two branches read the same map in the same way.
     pub fn same(&self, norm: Option<Norm>, inputs: &[View<f32>]) -> bool {
         self.norm == norm
-            && self.inputs.iter().zip(inputs).all(|(a, b)| {
-                (a.ptr(), a.shape, a.row_stride) == (b.ptr(), b.shape, b.row_stride)
-            })
+            && self
+                .inputs
+                .iter()
+                .zip(inputs)
+                .all(|(a, b)| (a.ptr(), a.shape, a.row_stride) == (b.ptr(), b.shape, b.row_stride))
     }
 
     /// Computes the coefficients from the statistics.

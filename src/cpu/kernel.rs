@@ -2,9 +2,11 @@
 
 use rayon::prelude::*;
 
+use super::augment::AugmentKernel;
 use super::micro::Micro;
 use super::separable::SeparableKernel;
 use super::separable_backward::SeparableBackwardKernel;
+use super::{dense, flat, mixture, pool, reduce};
 use crate::device::view::{Io, View};
 use crate::ops::Op;
 
@@ -77,8 +79,28 @@ fn tuned(launch: &Launch<'_>) -> Option<Box<dyn Kernel>> {
         kernel.map(|k| Box::new(k) as Box<dyn Kernel>)
     }
     match launch.op {
+        Op::Adam(op) => boxed(flat::AdamKernel::new(op, launch)),
+        Op::Affine(op) => boxed(Some(flat::AffineKernel::new(op, launch))),
+        Op::Augment(op) => boxed(AugmentKernel::new(op, launch)),
+        Op::Dense(op) => boxed(dense::DenseKernel::new(op, launch)),
+        Op::DenseBackward(op) => boxed(dense::DenseBackwardKernel::new(op, launch)),
+        Op::Fill(op) => boxed(flat::FillKernel::new(op, launch)),
+        Op::GlobalNorm(_) => boxed(flat::GlobalNormKernel::new(launch)),
+        Op::GlobalPool(_) => boxed(Some(pool::GlobalPoolKernel::new(launch))),
+        Op::GlobalPoolBackward(_) => boxed(Some(pool::GlobalPoolBackwardKernel::new(launch))),
+        Op::Linear(op) => boxed(Some(flat::LinearKernel::new(op, launch))),
+        Op::Mixture(op) => boxed(Some(mixture::MixtureKernel::new(op, launch))),
+        Op::MixtureBackward(op) => boxed(mixture::MixtureBackwardKernel::new(op, launch)),
+        Op::Perturb(op) => boxed(flat::PerturbKernel::new(op, launch)),
+        Op::Pool(op) => boxed(pool::PoolKernel::new(op, launch)),
+        Op::PoolBackward(op) => boxed(pool::PoolBackwardKernel::new(op, launch)),
+        Op::Reduce(op) => boxed(Some(reduce::ReduceKernel::new(op, launch))),
+        Op::ReduceBackward(op) => boxed(reduce::ReduceBackwardKernel::new(op, launch)),
         Op::Separable(op) => boxed(SeparableKernel::new(op, launch)),
         Op::SeparableBackward(op) => boxed(SeparableBackwardKernel::new(op, launch)),
+        Op::Sgd(op) => boxed(flat::SgdKernel::new(op, launch)),
+        Op::Statistics(_) => boxed(Some(flat::StatisticsKernel::new(launch))),
+        Op::Unroll(op) => boxed(flat::UnrollKernel::new(op, launch)),
         _ => None,
     }
 }

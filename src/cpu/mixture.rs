@@ -72,7 +72,7 @@ pub struct MixtureKernel {
 
 impl MixtureKernel {
     /// The kernel.
-    pub fn new(op: &Mixture, launch: &Launch<'_>) -> Option<Self> {
+    pub fn new(op: &Mixture, launch: &Launch<'_>) -> Self {
         let mut areas = Areas::new(launch.scratch);
         let sources = Sources::new(&op.sources, &launch.inputs, &mut areas);
         let (out, accumulate) = (launch.outputs[0], launch.accumulate[0]);
@@ -80,7 +80,7 @@ impl MixtureKernel {
         let (factors, bias) = (areas.take(2 * sources.list.len() * c), areas.take(c));
         let mut tiles = TileAreas::default();
         let scaled = tiles.take((sources.list.len() + 1) * c);
-        Some(Self { sources, factors, bias, out, accumulate, scaled, tile: tiles.len() })
+        Self { sources, factors, bias, out, accumulate, scaled, tile: tiles.len() }
     }
 
     fn row(&self, row: usize) -> &[f32] {
@@ -247,9 +247,7 @@ impl MixtureBackwardKernel {
                 count = 0;
             }
         }
-        if count > 0 || !s1.is_null() {
-            flush(&list[..count]);
-        }
+        flush(&list[..count]);
     }
 
     /// Sums of the images of a chunk under the masks.

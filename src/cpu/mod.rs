@@ -4,9 +4,15 @@
 //! The crate is compiled for the baseline of its target; everything hot is reached through [`micro::Micro`], a table
 //! of kernels chosen once at run time for the instruction set that the machine has.
 
+mod augment;
 mod common;
+mod dense;
+mod flat;
 pub mod kernel;
 pub mod micro;
+mod mixture;
+mod pool;
+mod reduce;
 mod separable;
 mod separable_backward;
 pub mod simd;

@@ -49,7 +49,14 @@ impl Padded {
     }
 
     /// The depthwise convolution of a branch into `out`, `y.h * y.w` pixels without gaps.
-    pub fn depthwise(&self, micro: &Micro, branch: &Branch, (oh, ow): (usize, usize), weights: *const f32, out: *mut f32) {
+    pub fn depthwise(
+        &self,
+        micro: &Micro,
+        branch: &Branch,
+        (oh, ow): (usize, usize),
+        weights: *const f32,
+        out: *mut f32,
+    ) {
         let args = micro::Depthwise {
             inp: self.inner(branch.pad()),
             width: self.width,

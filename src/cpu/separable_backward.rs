@@ -204,7 +204,15 @@ impl BranchKernel {
     }
 
     /// Adds one image to the partials of the weights' gradients.
-    fn weigh(&self, micro: &Micro, chunk: usize, padded: &Padded, dd: *const f32, dy: (*const f32, usize), d: *mut f32) {
+    fn weigh(
+        &self,
+        micro: &Micro,
+        chunk: usize,
+        padded: &Padded,
+        dd: *const f32,
+        dy: (*const f32, usize),
+        d: *mut f32,
+    ) {
         let Some(weight) = &self.weight else { return };
         let (branch, c, y) = (self.branch.branch, self.prologue.x.shape.c, self.y);
         padded.depthwise(micro, &branch, (y.h, y.w), self.depthwise.ptr(), d);
@@ -290,7 +298,8 @@ impl SeparableBackwardKernel {
                 return None;
             }
             let out = |j: usize| branches[j].input.as_ref().map(|g| &g.out);
-            let shared = i > 0 && branches[i - 1].prologue.same(b.branch.branch.norm, &launch.inputs[layouts[i].input..]);
+            let shared =
+                i > 0 && branches[i - 1].prologue.same(b.branch.branch.norm, &launch.inputs[layouts[i].input..]);
             let touches = |j: usize| out(i).zip(out(j)).is_some_and(|(a, b)| overlap(a, b));
             // A branch that adds to an earlier group's gradient draws all groups since into one.
             let first = groups.iter().position(|(range, _)| range.clone().any(touches));

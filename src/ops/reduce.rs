@@ -4,7 +4,7 @@
 //! image it sees zero (DARTS itself fails there, its halves having different sizes).
 
 use super::elementwise::TermView;
-use super::{Cost, Family, Real, norm};
+use super::{Cost, Family, Real, area, norm};
 use crate::device::view::Io;
 use crate::error::{Error, Result};
 use crate::graph::{Backward, Graph, Output, Shape, Tensor, TermKind};
@@ -59,7 +59,8 @@ impl Reduce {
         Ok(maps)
     }
 
-    fn outputs_an_edge(&self) -> usize {
+    /// Outputs of one edge.
+    pub fn outputs_an_edge(&self) -> usize {
         1 + 2 * usize::from(self.statistics)
     }
 }
@@ -79,7 +80,10 @@ impl Family for Reduce {
     }
 
     fn scratch(&self, _inputs: &[Shape], outputs: &[Shape]) -> usize {
-        2 * self.edges * outputs[0].n * outputs[0].c
+        if !self.statistics {
+            return 0;
+        }
+        outputs.chunks(self.outputs_an_edge()).map(|o| norm::moments_scratch(o[0])).sum()
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
@@ -162,8 +166,15 @@ impl Family for ReduceBackward {
     }
 
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        let weights = inputs[1].len() + inputs[2].len();
-        norm::chunks(inputs[0].n) * weights * self.edges.iter().filter(|e| e.1).count()
+        // The transposed weights of each edge, and their partial gradients of each chunk of images.
+        let (chunks, mut at, mut len) = (norm::chunks(inputs[0].n), 1, 0);
+        for &(term, weight) in &self.edges {
+            for w in [inputs[at], inputs[at + 1]] {
+                len += area(w.len()) + if weight { area(chunks * w.len()) } else { 0 };
+            }
+            at += 3 + 2 * usize::from(term.coef) + usize::from(term.mask.is_some());
+        }
+        len
     }
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {

@@ -1,0 +1,76 @@
+//! The run folder before a run: made, probed, protected against being overwritten, and its `config.toml`.
+
+use std::path::Path;
+
+use clap::Args;
+use supernet::files::write_atomically;
+use supernet::{Error, Result};
+
+use super::settings::{Settings, Wanted, to_toml};
+
+/// Where a run is kept.
+#[derive(Args)]
+pub struct FolderFlags {
+    /// Run folder: config.toml, metrics.jsonl, checkpoint.safetensors and, of a search, genotype.json.
+    #[arg(long, value_name = "DIR")]
+    pub out: std::path::PathBuf,
+    /// Continue the run in the folder to the very result it would have had without the interruption.
+    #[arg(long)]
+    pub resume: bool,
+    /// TOML file of settings; flags go before it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<std::path::PathBuf>,
+}
+
+/// What a run says that is continued although it was stopped before its first checkpoint.
+pub const NO_CHECKPOINT: &str = "there is no checkpoint yet; the run starts from its beginning";
+
+/// A run that can start.
+pub struct Prepared<S> {
+    /// Its settings.
+    pub settings: S,
+    /// Whether there is a checkpoint to start from.
+    pub resume: bool,
+}
+
+/// Finds the settings of the run, and writes them into its folder.
+pub fn prepare<S: Settings>(flags: &FolderFlags, wanted: &Wanted<'_>) -> Result<Prepared<S>> {
+    let out = &flags.out;
+    let (config, checkpoint) = (out.join("config.toml"), out.join("checkpoint.safetensors"));
+    let started = checkpoint.exists();
+    let settings: S = if flags.resume {
+        if !config.exists() {
+            return Err(Error::usage(format!(
+                "--resume: {} holds no run (there is no config.toml); start it without --resume",
+                out.display()
+            )));
+        }
+        wanted.over_saved(&config)?
+    } else {
+        if started {
+            return Err(Error::usage(format!(
+                "--out {} already holds a checkpoint; continue that run with --resume, or use another folder",
+                out.display()
+            )));
+        }
+        wanted.over_defaults()?
+    };
+    std::fs::create_dir_all(out).map_err(Error::io(out, "create the run folder"))?;
+    remove_leftovers(out)?;
+    write_atomically(&config, to_toml(&settings)?.as_bytes())?;
+    Ok(Prepared { settings, resume: flags.resume && started })
+}
+
+/// Removes the partial files that a killed run may have left.
+fn remove_leftovers(out: &Path) -> Result<()> {
+    const FILES: [&str; 4] = ["config.toml", "metrics.jsonl", "checkpoint.safetensors", "genotype.json"];
+    for entry in std::fs::read_dir(out).map_err(Error::io(out, "list"))? {
+        let entry = entry.map_err(Error::io(out, "list"))?;
+        let name = entry.file_name();
+        let partial = name.to_str().and_then(|name| name.split_once(".partial-"));
+        if partial.is_some_and(|(file, _)| FILES.contains(&file)) {
+            std::fs::remove_file(entry.path()).map_err(Error::io(entry.path(), "remove"))?;
+        }
+    }
+    Ok(())
+}

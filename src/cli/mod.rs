@@ -1,0 +1,70 @@
+//! Commands and their arguments. Each command has a file of its own: its arguments, what it runs, its report.
+
+mod data;
+mod devices;
+mod evaluate;
+mod export;
+mod folder;
+mod interrupt;
+mod output;
+mod parse;
+mod plan;
+mod progress;
+mod search;
+mod settings;
+mod step;
+mod train;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use supernet::Result;
+use supernet::config::{SearchConfig, TrainConfig};
+
+const AFTER_HELP: &str = "\
+Exit status: 0 done, 1 failure, 2 bad input or usage, 3 interrupted with a checkpoint.
+
+Examples:
+  supernet search --data builtin:fashion --channels 8 --layers 5 --epochs 10 --out runs/search
+  supernet train --genotype runs/search/genotype.json --data builtin:fashion --out runs/train
+  supernet evaluate --checkpoint runs/train/checkpoint.safetensors --data builtin:fashion";
+
+/// Searches neural architectures with DARTS supernets, and trains what it finds.
+#[derive(Parser)]
+#[command(name = "supernet", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    /// Print one JSON object on standard output at the end, and nothing else there.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Search(search::Arguments),
+    Train(train::Arguments),
+    Evaluate(evaluate::Arguments),
+    Export(export::Arguments),
+    Devices(devices::Arguments),
+    Data(data::Arguments),
+    Plan(plan::Arguments),
+    Step(step::Arguments),
+}
+
+/// Runs the command of this process's arguments; usage errors, help and version end the process.
+pub fn run() -> Result<()> {
+    let command = Cli::command()
+        .mut_subcommand("search", |c| settings::with_defaults(c, &SearchConfig::default()))
+        .mut_subcommand("train", |c| settings::with_defaults(c, &TrainConfig::default()));
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    let json = cli.json;
+    match cli.command {
+        Command::Search(arguments) => search::run(&arguments, json),
+        Command::Train(arguments) => train::run(&arguments, json),
+        Command::Evaluate(arguments) => evaluate::run(&arguments, json),
+        Command::Export(arguments) => export::run(&arguments, json),
+        Command::Devices(_) => devices::run(json),
+        Command::Data(arguments) => data::run(&arguments, json),
+        Command::Plan(arguments) => plan::run(&arguments, json),
+        Command::Step(arguments) => step::run(&arguments, json),
+    }
+}

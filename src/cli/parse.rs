@@ -1,0 +1,59 @@
+//! Values of flags. Errors are shown behind the flag's name.
+
+use supernet::data::{Geometry, Spec};
+use supernet::search::step::Order;
+
+/// A count of one side or of channels: digits only, at least 1.
+fn extent(text: &str) -> Option<usize> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|&n| digits && (1..=1 << 16).contains(&n))
+}
+
+/// `HxW`.
+pub fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides: Vec<Option<usize>> = text.split('x').map(extent).collect();
+    match sides[..] {
+        [Some(height), Some(width)] => Ok((height, width)),
+        _ => Err("expected height and width in pixels, such as 32x32, each from 1 to 65536".into()),
+    }
+}
+
+/// `HxWxC`.
+pub fn geometry(text: &str) -> Result<Geometry, String> {
+    let extents: Vec<Option<usize>> = text.split('x').map(extent).collect();
+    match extents[..] {
+        [Some(height), Some(width), Some(channels)] if channels <= 4 => Ok(Geometry { height, width, channels }),
+        _ => Err("expected height, width and channels (1 to 4), such as 32x32x3".into()),
+    }
+}
+
+/// A dataset, kept as text.
+pub fn spec(text: &str) -> Result<String, String> {
+    text.parse::<Spec>().map(|spec| spec.to_string()).map_err(|error| error.to_string())
+}
+
+/// `first` or `second`.
+pub fn order(text: &str) -> Result<Order, String> {
+    match text {
+        "first" => Ok(Order::First),
+        "second" => Ok(Order::Second),
+        _ => Err("expected first or second".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("28x30"), Ok((28, 30)));
+        for bad in ["", "28", "28x", "x28", "28x28x1", "0x4", "-1x4", "+4x4", "4 x4", "4X4", "1e3x4", "99999999999x4"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(geometry("28x30x1"), Ok(Geometry { height: 28, width: 30, channels: 1 }));
+        for bad in ["28x28", "28x28x0", "28x28x5", "28x28x3x1", "28x28xc"] {
+            assert!(geometry(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! `supernet search`.
+
+use clap::Args;
+use supernet::Result;
+use supernet::config::SearchConfig;
+use supernet::network::Primitive;
+use supernet::run::{Control, Observer};
+use supernet::search::run::{SearchReport, search};
+
+use super::folder::{self, FolderFlags, Prepared};
+use super::output::{self, Lines, duration, mib, percent};
+use super::progress::Progress;
+use super::settings::{SearchFlags, Wanted};
+use super::{interrupt, train};
+
+const AFTER_HELP: &str = "\
+Examples:
+  supernet search --data builtin:fashion --channels 8 --layers 5 --epochs 10 --out runs/search
+  supernet search --data folder:photos --size 32x32 --order second --seed 1 --out runs/photos
+  supernet search --out runs/search --resume";
+
+/// Search cells for a dataset: trains a supernet by bilevel optimisation and derives a genotype.
+#[derive(Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Arguments {
+    #[command(flatten)]
+    folder: FolderFlags,
+    #[command(flatten)]
+    settings: SearchFlags,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
+    let wanted = Wanted::new::<SearchConfig>(arguments.folder.config.as_deref(), &arguments.settings)?;
+    let Prepared { settings, resume } = folder::prepare::<SearchConfig>(&arguments.folder, &wanted)?;
+    train::limit_threads(settings.threads)?;
+    let stop = interrupt::catch()?;
+    let mut progress = Progress::new();
+    if arguments.folder.resume && !resume {
+        progress.note(folder::NO_CHECKPOINT);
+    }
+    let mut control = Control { observer: &mut progress, stop: &stop };
+    let report = search(&settings, &arguments.folder.out, resume, &mut control)?;
+    drop(progress);
+    output::print(json, &report, lines)
+}
+
+fn lines(report: &SearchReport) -> Lines {
+    let cell = |pairs: &[(Primitive, usize)]| {
+        let pairs: Vec<String> = pairs.iter().map(|(primitive, state)| format!("{primitive}({state})")).collect();
+        pairs.chunks(2).map(|node| node.join(" + ")).collect::<Vec<_>>().join(", ")
+    };
+    Lines::default()
+        .add("validation accuracy", percent(report.validation_accuracy))
+        .add("validation loss", format!("{:.4}", report.validation_loss))
+        .add("normal cell", cell(&report.genotype.normal))
+        .add("reduction cell", cell(&report.genotype.reduce))
+        .add("epochs", report.epochs)
+        .add("time", duration(report.seconds))
+        .add("time of a step", format!("{:.1} ms", 1e3 * report.seconds_per_step))
+        .add("memory of the engine", mib(report.peak_bytes))
+        .add_some("memory of the process", report.peak_rss_bytes.map(mib))
+        .add("run folder", &report.out)
+}
