@@ -98,7 +98,7 @@ fn differences(case: &Case, found: &Outcome, expected: &Outcome) -> Vec<String> 
         let distance = finite().map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt();
         // What should be zero but for rounding has no norm to measure by.
         let scale = norm.max(1e-2 * (b.len() as f64).sqrt());
-        if !(distance <= case.tolerance * scale) {
+        if distance.is_nan() || distance > case.tolerance * scale {
             wrong.push(format!("result {number}: relative error {:.2e}", distance / scale));
         }
     }
@@ -121,10 +121,10 @@ fn run(devices: &[Device]) -> (Vec<usize>, Vec<String>) {
                 for difference in differences(case, &found, &expected) {
                     failures.push(format!("`{}` on {}: {difference}", case.name, device.name));
                 }
-                if let Some(other) = &device.same_bits_as {
-                    if outcomes.iter().all(|o| o.0 != other || bits(&o.1) != bits(&found)) {
-                        failures.push(format!("`{}`: {} and {} give different bits", case.name, other, device.name));
-                    }
+                if let Some(other) = &device.same_bits_as
+                    && outcomes.iter().all(|o| o.0 != other || bits(&o.1) != bits(&found))
+                {
+                    failures.push(format!("`{}`: {other} and {} give different bits", case.name, device.name));
                 }
                 *count += found.len();
                 outcomes.push((&device.name, found));
