@@ -679,7 +679,7 @@ pub const CASES: &[Case] = &[
         Ok(())
     }),
     Case::new("separable: branches of maps of different sizes", &["separable", "separable_backward"], |s| {
-        let (x, y) = (s.var(map(2, 4, 4, 3), Draw::Away), s.var(map(1, 3, 5, 8), Draw::Away));
+        let (x, y) = (s.var(map(2, 4, 4, 3), Draw::Away), s.var(map(2, 3, 5, 8), Draw::Away));
         let first = branch(s, Normalised::plain(x), 5, (3, 1, 1), true)?;
         let second = branch(s, Normalised::plain(y), 2, (5, 1, 2), false)?;
         for y in Separable::record(&mut s.graph, &[first, second])? {
@@ -1166,6 +1166,16 @@ fn shape_errors_name_op_and_shapes() {
     let w = g.tensor(Shape::matrix(5, 3), "w");
     let vector = g.tensor(Shape::vector(5), "v");
     let taps = g.tensor(Shape::matrix(9, 6), "taps");
+    let wide = g.tensor(Shape::matrix(54, 3), "wide");
+    let square = g.tensor(Shape::matrix(6, 6), "square");
+    let other = g.tensor(map(3, 4, 4, 6), "other");
+    let separable = |y, pointwise| BranchInput {
+        x: Normalised::plain(y),
+        depthwise: taps,
+        pointwise,
+        geometry: (3, 1, 1),
+        statistics: None,
+    };
     let errors: Vec<(Error, &str, &[&str])> = vec![
         (Dense::record(&mut g, Dense::RELU_POINTWISE, x, w, None, None).unwrap_err(), "dense", &["1x1x5x3", "2x4x4x6"]),
         (
@@ -1173,21 +1183,7 @@ fn shape_errors_name_op_and_shapes() {
             "dense",
             &["1x1x9x6", "2x4x4x6"],
         ),
-        (
-            Separable::record(
-                &mut g,
-                &[BranchInput {
-                    x: Normalised::plain(x),
-                    depthwise: taps,
-                    pointwise: w,
-                    geometry: (3, 1, 1),
-                    statistics: None,
-                }],
-            )
-            .unwrap_err(),
-            "separable",
-            &["1x1x9x6", "1x1x5x3", "2x4x4x6"],
-        ),
+        (Separable::record(&mut g, &[separable(x, w)]).unwrap_err(), "separable", &["1x1x9x6", "1x1x5x3", "2x4x4x6"]),
         (
             Reduce::record(&mut g, x, &[ReduceInput { even: w, odd: w, statistics: None }]).unwrap_err(),
             "reduce",
@@ -1199,6 +1195,28 @@ fn shape_errors_name_op_and_shapes() {
             "pool",
             &["2x4x4x6"],
         ),
+        (
+            Dense::record(&mut g, convolution(3, 1, 0), x, wide, None, Some((vector, vector))).unwrap_err(),
+            "dense",
+            &["1x1x1x5", "3 channels"],
+        ),
+        (
+            Separable::record(&mut g, &[separable(x, square), separable(other, square)]).unwrap_err(),
+            "separable",
+            &["2 and 3 images"],
+        ),
+        (
+            Reduce::record(&mut g, x, &[ReduceInput { even: square, odd: square, statistics: Some((vector, vector)) }])
+                .unwrap_err(),
+            "reduce",
+            &["1x1x1x5", "12 channels"],
+        ),
+        (
+            Pool::record(&mut g, window(3, 1, 1, true, false, false), x, &[(vector, vector)]).unwrap_err(),
+            "pool",
+            &["1x1x1x5", "6 channels"],
+        ),
+        (Softmax::record(&mut g, vector, &[2, 2]).unwrap_err(), "softmax", &["[2, 2]", "5 alphas"]),
         (
             Mixture::normalise(&mut g, normalised(x, (vector, vector), None), "z").unwrap_err(),
             "mixture",

@@ -3,7 +3,9 @@
 //! To add a device: give [`devices`] a name and a closure that runs a case, and [`PROMISED`] the name if it must be
 //! there on every machine.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use supernet::cpu::micro::Level;
+
 use supernet::device::cpu::Cpu;
 use supernet::device::reference::Reference;
 use supernet::ops::Real;
@@ -96,8 +98,7 @@ fn differences(case: &Case, found: &Outcome, expected: &Outcome) -> Vec<String> 
         let distance = finite().map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt();
         // What should be zero but for rounding has no norm to measure by.
         let scale = norm.max(1e-2 * (b.len() as f64).sqrt());
-        let agrees = distance <= case.tolerance * scale;
-        if !agrees {
+        if distance.is_nan() || distance > case.tolerance * scale {
             wrong.push(format!("result {number}: relative error {:.2e}", distance / scale));
         }
     }
@@ -113,15 +114,17 @@ fn run(devices: &[Device]) -> (Vec<usize>, Vec<String>) {
             let expected = reference::<f64>(&built);
             let mut outcomes: Vec<(&str, Outcome)> = Vec::new();
             for (device, count) in devices.iter().zip(&mut counts) {
-                let found = (device.run)(&built);
+                let Ok(found) = catch_unwind(AssertUnwindSafe(|| (device.run)(&built))) else {
+                    failures.push(format!("`{}` on {}: panics", case.name, device.name));
+                    continue;
+                };
                 for difference in differences(case, &found, &expected) {
                     failures.push(format!("`{}` on {}: {difference}", case.name, device.name));
                 }
-                if let Some(other) = &device.same_bits_as {
-                    let other = outcomes.iter().find(|o| o.0 == other).expect("the other device ran before");
-                    if bits(&other.1) != bits(&found) {
-                        failures.push(format!("`{}`: {} and {} give different bits", case.name, other.0, device.name));
-                    }
+                if let Some(other) = &device.same_bits_as
+                    && outcomes.iter().all(|o| o.0 != other || bits(&o.1) != bits(&found))
+                {
+                    failures.push(format!("`{}`: {other} and {} give different bits", case.name, device.name));
                 }
                 *count += found.len();
                 outcomes.push((&device.name, found));

@@ -55,6 +55,7 @@ impl Dense {
             let message = format!("{op:?} with weights {ws} on a map {xs}");
             return Err(Error::Shape { op: Self::NAME, message });
         }
+        norm::check_places(graph, Self::NAME, ws.c, statistics.as_slice())?;
         let y = graph.tensor(ys, "map");
         let mut outputs: Vec<Output> = vec![y.into()];
         outputs.extend(statistics.into_iter().flat_map(|(m, v)| [Output::from(m), Output::from(v)]));

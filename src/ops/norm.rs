@@ -73,6 +73,18 @@ impl Normalised {
     }
 }
 
+/// Checks that mean and variance of `c` channels fit where they are to go.
+///
+/// # Errors
+/// [`Error::Shape`] if a place has another length.
+pub fn check_places(graph: &Graph, op: &'static str, c: usize, places: &[(Tensor, Tensor)]) -> Result<()> {
+    let wrong = places.iter().flat_map(|&(mean, var)| [mean, var]).find(|&t| graph.shape(t).len() != c);
+    wrong.map_or(Ok(()), |t| {
+        let message = format!("a place {} for statistics of {c} channels", graph.shape(t));
+        Err(Error::Shape { op, message })
+    })
+}
+
 /// Number of inputs that `Normalised::push` appends.
 pub fn inputs_of(norm: Option<Norm>) -> usize {
     match norm {

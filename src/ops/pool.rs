@@ -58,6 +58,7 @@ impl Pool {
                 format!("{} places for statistics of {kinds} results of {}", statistics.len(), graph.shape(x));
             return Err(Error::Shape { op: Self::NAME, message });
         }
+        norm::check_places(graph, Self::NAME, shape.c, statistics)?;
         let (mut outputs, mut pooled) = (Vec::<Output>::new(), Vec::new());
         for i in 0..kinds {
             let y = graph.tensor(shape, if op.max && i == 0 { "max pool" } else { "average pool" });

@@ -49,6 +49,7 @@ impl Reduce {
                 let message = format!("weights {even} and {odd} for a map {xs}");
                 return Err(Error::Shape { op: Self::NAME, message });
             }
+            norm::check_places(graph, Self::NAME, even.c + odd.c, edge.statistics.as_slice())?;
             let y = graph.tensor(Self::output(xs, even.c + odd.c), "map");
             inputs.extend([edge.even, edge.odd]);
             outputs.push(y.into());

@@ -80,7 +80,13 @@ impl Separable {
                 let message = format!("kernel {kernel}, depthwise {dw} and pointwise {pw} for a map {x}");
                 return Err(Error::Shape { op: Self::NAME, message });
             }
+            let images = graph.shape(branches[0].x.y).n;
+            if x.n != images {
+                let message = format!("maps of {images} and {} images in one op", x.n);
+                return Err(Error::Shape { op: Self::NAME, message });
+            }
             b.x.check(graph, Self::NAME)?;
+            norm::check_places(graph, Self::NAME, pw.c, b.statistics.as_slice())?;
             let norm = b.x.push(&mut inputs);
             inputs.extend([b.depthwise, b.pointwise]);
             let branch = Branch { kernel, dilation, stride, norm, statistics: b.statistics.is_some() };

@@ -2,7 +2,7 @@
 
 use super::{Family, Real};
 use crate::device::view::Io;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Backward, Graph, Shape, Tensor};
 
 /// Row softmax: input `[rows, c]`; output the same shape.
@@ -14,9 +14,14 @@ impl Softmax {
     /// of one length share a launch.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] if the rows do not fit the vector.
+    /// [`Error::Shape`] if the rows do not make up the vector.
     pub fn record(graph: &mut Graph, alphas: Tensor, rows: &[usize]) -> Result<Tensor> {
-        let flat = graph.tensor(Shape::vector(graph.shape(alphas).len()), "mixing weights");
+        let len = graph.shape(alphas).len();
+        if rows.iter().sum::<usize>() != len {
+            let message = format!("rows of {rows:?} for {len} alphas");
+            return Err(Error::Shape { op: Self::NAME, message });
+        }
+        let flat = graph.tensor(Shape::vector(len), "mixing weights");
         let mut at = 0;
         for run in rows.chunk_by(|a, b| a == b) {
             let shape = Shape::matrix(run.len(), run[0]);
