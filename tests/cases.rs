@@ -141,7 +141,7 @@ impl Setup {
         self.variables.push(Variable { state, smooth: !matches!(how, Draw::Ties) });
         let leaf = self.graph.state(state);
         let x = Linear::record(&mut self.graph, &[(FACTORS[number % 2 * 2], leaf)], "x").expect("one shape");
-        if (number % 2 == 0) == self.late {
+        if number.is_multiple_of(2) == self.late {
             self.deferred.push(x);
         } else {
             self.functional(x);

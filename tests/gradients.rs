@@ -48,7 +48,8 @@ fn check(case: &Case, late: bool, failures: &mut Vec<String>) -> usize {
         let scale = gradient.iter().fold(0.01, |a: f64, g| a.max(g.abs()));
         let mut compare = |what: String, slope: f64, expected: f64, scale: f64| {
             checked += 1;
-            if !((slope - expected).abs() <= TOLERANCE * scale) {
+            let agrees = (slope - expected).abs() <= TOLERANCE * scale;
+            if !agrees {
                 failures.push(format!(
                     "case `{}` (late {late}), variable {number} {}, {what}: gradient {expected}, finite difference {slope}",
                     case.name, variable.state.shape

@@ -4,12 +4,15 @@
 use std::collections::HashMap;
 
 use safetensors::{Dtype, SafeTensors};
+use supernet::config::SearchConfig;
 use supernet::data::Normalisation;
+use supernet::device::cpu::{Cpu, Executable};
 use supernet::device::reference::Reference;
 use supernet::graph::{Program, State, StoreLayout};
 use supernet::network::{Derived, DerivedConfig, Genotype, Geometry, Layout, SearchSpace, Supernet};
 use supernet::ops::Real;
 use supernet::ops::optimiser::Adam;
+use supernet::search::run::plan;
 use supernet::search::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, Watched, WeightOptimiser};
 use supernet::train::step as train_step;
 
@@ -111,9 +114,9 @@ pub fn close(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
 pub fn pixels(x: &[f64], (n, h, w, c): (usize, usize, usize, usize)) -> Vec<f64> {
     assert_eq!(x.len(), n * h * w * c);
     let mut out = vec![0.0; x.len()];
-    for i in 0..x.len() {
+    for (i, &value) in x.iter().enumerate() {
         let (image, ch, pixel) = (i / (c * h * w), i / (h * w) % c, i % (h * w));
-        out[(image * h * w + pixel) * c + ch] = 255.0 * x[i];
+        out[(image * h * w + pixel) * c + ch] = 255.0 * value;
     }
     out
 }
@@ -207,12 +210,7 @@ pub fn check_first_order(engine: &mut dyn Engine, tolerance: f64) {
     let gradient = engine.read(&program, watched.gradient.unwrap());
     close("alpha gradient", &gradient, &fixture.alphas("alpha_step/grad/"), tolerance);
     close("alphas", &engine.get(s.alphas), &fixture.alphas("alpha_step/after/"), tolerance);
-    close(
-        "buffers",
-        &engine.get(s.model.running),
-        &expected_running(&fixture, layout, "alpha_step/after/buf/"),
-        tolerance,
-    );
+    close("buffers", &engine.get(s.model.running), &fixture.running(layout, "alpha_step/after/buf/"), tolerance);
 
     let step = step::weight_step(&small.network, s, &recipe(Order::First)).unwrap();
     let (weight_program, watched) = small.step(engine, step);
@@ -235,12 +233,7 @@ pub fn check_first_order(engine: &mut dyn Engine, tolerance: f64) {
             p.name
         );
     }
-    close(
-        "buffers",
-        &engine.get(s.model.running),
-        &expected_running(&fixture, layout, "weight_step/after/buf/"),
-        tolerance,
-    );
+    close("buffers", &engine.get(s.model.running), &fixture.running(layout, "weight_step/after/buf/"), tolerance);
     for _ in 0..2 {
         engine.run(&program);
         engine.run(&weight_program);
@@ -253,12 +246,7 @@ fn check_after_three(engine: &mut dyn Engine, small: &Small, fixture: &Fixture, 
     // These weights are stored as f32.
     close("weights", &engine.get(s.model.weights), &fixture.weights(layout, "three/w/"), tolerance.max(1e-7));
     close("alphas", &engine.get(s.alphas), &fixture.alphas("three/"), tolerance);
-    close("buffers", &engine.get(s.model.running), &expected_running(fixture, layout, "three/buf/"), tolerance);
-}
-
-/// Expected buffers; layers that share statistics start from the first one's buffers.
-fn expected_running(fixture: &Fixture, layout: &Layout, prefix: &str) -> Vec<f64> {
-    fixture.running(layout, prefix)
+    close("buffers", &engine.get(s.model.running), &fixture.running(layout, "three/buf/"), tolerance);
 }
 
 pub fn check_second_order(engine: &mut dyn Engine, tolerance: f64, small_radius: bool) {
@@ -360,6 +348,67 @@ fn first_order_step_in_f32() {
     check_first_order(&mut Reference::<f32>::new(&Small::new().layout), 1e-3);
 }
 
+/// The CPU device behind the same checks.
+struct Tuned {
+    cpu: Cpu,
+    prepared: Vec<(String, usize, Executable)>,
+}
+
+impl Tuned {
+    fn new(layout: &StoreLayout) -> Self {
+        Self { cpu: Cpu::new(layout, 2).unwrap(), prepared: Vec::new() }
+    }
+
+    /// Programs are told apart by name and number of ops; each is prepared once.
+    fn executable(&mut self, program: &Program) -> Executable {
+        let key = |p: &(String, usize, Executable)| p.0 == program.name && p.1 == program.nodes().len();
+        if let Some(found) = self.prepared.iter().find(|p| key(p)) {
+            return found.2.clone();
+        }
+        let exe = self.cpu.prepare(program.clone()).unwrap();
+        self.prepared.push((program.name.clone(), program.nodes().len(), exe.clone()));
+        exe
+    }
+}
+
+impl Engine for Tuned {
+    fn set(&mut self, state: State, values: &[f64]) {
+        for (to, &from) in self.cpu.state_mut(state).iter_mut().zip(values) {
+            *to = from as f32;
+        }
+    }
+
+    fn get(&mut self, state: State) -> Vec<f64> {
+        self.cpu.state(state).iter().map(|&v| f64::from(v)).collect()
+    }
+
+    fn run(&mut self, program: &Program) {
+        let exe = self.executable(program);
+        self.cpu.poison();
+        self.cpu.run(&exe);
+    }
+
+    fn read(&mut self, program: &Program, tensor: supernet::graph::Tensor) -> Vec<f64> {
+        let exe = self.executable(program);
+        self.cpu.read(&exe, tensor).iter().map(|&v| f64::from(v)).collect()
+    }
+}
+
+#[test]
+fn first_order_step_on_the_cpu() {
+    check_first_order(&mut Tuned::new(&Small::new().layout), 1e-3);
+}
+
+#[test]
+fn second_order_step_on_the_cpu() {
+    check_second_order(&mut Tuned::new(&Small::new().layout), 1e-3, false);
+}
+
+#[test]
+fn derived_network_on_the_cpu() {
+    check_derived(&mut |layout| Box::new(Tuned::new(layout)), 1e-3);
+}
+
 #[test]
 fn second_order_step_in_f64() {
     check_second_order(&mut Reference::<f64>::new(&Small::new().layout), 1e-9, true);
@@ -375,6 +424,8 @@ fn parameters_and_macs_are_those_of_the_published_networks() {
     let size = Geometry { height: 32, width: 32, channels: 3 };
     let supernet = Supernet::new(SearchSpace::darts(16, 8).unwrap(), size, 10);
     assert_eq!(supernet.layout.weights_len(), 1_930_618);
+    let config = SearchConfig::default();
+    assert_eq!(plan(&config, 10, size).unwrap().macs_per_image, 300_255_744.0);
     for (name, parameters) in [("DARTS_V1", 3_169_414), ("DARTS_V2", 3_349_342)] {
         let genotype = Genotype::named(name).unwrap();
         let config = DerivedConfig { genotype, channels: 36, layers: 20, auxiliary: true };

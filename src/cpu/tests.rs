@@ -4,7 +4,13 @@ use super::micro::Level;
 use crate::device::cpu::Cpu;
 use crate::device::reference::Reference;
 use crate::graph::{Graph, Program, Shape, State, StoreLayout, Tensor};
-use crate::ops::norm::{NormTensors, Normalised};
+use crate::ops::dense::Dense;
+use crate::ops::elementwise::Linear;
+use crate::ops::loss::CrossEntropy;
+use crate::ops::mixture::{Mixture, SourceInput};
+use crate::ops::norm::{NormTensors, Normalised, Statistics};
+use crate::ops::pool::{GlobalPool, Pool};
+use crate::ops::reduce::{Reduce, ReduceInput};
 use crate::ops::separable::{BranchInput, Separable};
 
 /// A program being built, with states of random values as its inputs.
@@ -71,25 +77,33 @@ impl Case {
         Normalised { y, norm: Some(NormTensors { mean, var, affine, eps: 1e-5 }) }
     }
 
-    /// A scalar that depends on every element of the maps in its own way: half the sum of squares of their mixtures.
+    /// A scalar that depends on every channel of the maps in its own way.
     fn loss(&mut self, maps: &[Tensor]) -> Tensor {
-        use crate::ops::elementary::Scale;
-        let _ = std::any::type_name::<Scale>();
+        let dense = Dense { kernel: 1, stride: 1, pad: 0, relu: false, bias: false, statistics: false };
         let mut logits = Vec::new();
         for &map in maps {
-            let pooled = crate::ops::pool::GlobalPool::record(&mut self.graph, map);
-            let shape = self.graph.shape(map);
-            let w = self.input(Shape::matrix(shape.c, 4));
-            let dense =
-                crate::ops::dense::Dense { kernel: 1, stride: 1, pad: 0, relu: false, bias: false, statistics: false };
-            logits.push(crate::ops::dense::Dense::record(&mut self.graph, dense, pooled, w, None, None).unwrap());
+            // Means alone would give every pixel of an image the same gradient. No ReLU: rounding decides its kinks.
+            let pooled = GlobalPool::record(&mut self.graph, map);
+            let w = self.input(Shape::matrix(self.graph.shape(map).c, 4));
+            logits.push(Dense::record(&mut self.graph, dense, pooled, w, None, None).unwrap());
+            let windows = Dense { kernel: 3, stride: 2, pad: 1, bias: true, ..dense };
+            let w = self.input(Shape::matrix(9 * self.graph.shape(map).c, 4));
+            let bias = self.input(Shape::vector(4));
+            let other = Dense::record(&mut self.graph, windows, map, w, Some(bias), None).unwrap();
+            logits.push(GlobalPool::record(&mut self.graph, other));
         }
         let terms: Vec<_> = logits.iter().map(|&l| (1.0, l)).collect();
-        let sum = crate::ops::elementwise::Linear::record(&mut self.graph, &terms, "logits").unwrap();
+        let sum = Linear::record(&mut self.graph, &terms, "logits").unwrap();
         let n = self.graph.shape(sum).n;
         let labels = self.state_of(Shape::vector(n), |u| if u > 0.0 { 1.0 } else { 3.0 });
-        let op = crate::ops::loss::CrossEntropy { smoothing: 0.1 };
-        crate::ops::loss::CrossEntropy::record(&mut self.graph, op, sum, labels).unwrap().0
+        CrossEntropy::record(&mut self.graph, CrossEntropy { smoothing: 0.1 }, sum, labels).unwrap().0
+    }
+
+    /// A map, whole or a slice of channels of a wider one.
+    fn map(&mut self) -> Tensor {
+        let c = self.pick(&CHANNELS);
+        let shape = Shape::map(self.pick(&[1, 2, 5, 18]), 3 + self.below(8), 3 + self.below(8), c);
+        if self.below(2) == 0 { self.slice(shape) } else { self.input(shape) }
     }
 
     fn gradients(&mut self, loss: Tensor, wrt: &[Tensor]) {
@@ -136,12 +150,12 @@ const CHANNELS: [usize; 7] = [3, 8, 10, 16, 24, 36, 64];
 
 fn separable(seed: u64) {
     let mut case = Case::new(seed);
-    let (c, out) = (case.pick(&CHANNELS), case.pick(&CHANNELS));
-    let (n, h, w) = (case.pick(&[1, 2, 5, 18]), 3 + case.below(8), 3 + case.below(8));
-    let x = if case.below(2) == 0 { case.slice(Shape::map(n, h, w, c)) } else { case.input(Shape::map(n, h, w, c)) };
+    let (x, out) = (case.map(), case.pick(&CHANNELS));
+    let c = case.graph.shape(x).c;
     let stride = 1 + case.below(2);
     let (mut branches, mut wrt) = (Vec::new(), vec![x]);
-    let normal = case.normalised(x, case.seed % 3 == 0);
+    let affine = case.below(2) == 0;
+    let normal = case.normalised(x, affine);
     let affine = normal.norm.and_then(|n| n.affine);
     wrt.extend(affine.into_iter().flat_map(|a| [a.0, a.1]));
     for i in 0..1 + case.below(5) {
@@ -166,4 +180,84 @@ fn separable(seed: u64) {
 #[test]
 fn separable_agrees_with_the_reference() {
     (0..40).for_each(separable);
+}
+
+fn dense(seed: u64) {
+    let mut case = Case::new(seed);
+    let (x, out) = (case.map(), case.pick(&CHANNELS));
+    let (kernel, stride, pad) = case.pick(&[(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (2, 1, 0)]);
+    let op = Dense { kernel, stride, pad, relu: case.below(2) == 0, bias: false, statistics: false };
+    let c = case.graph.shape(x).c;
+    let w = case.input(Shape::matrix(kernel * kernel * c, out));
+    let bias = (case.below(2) == 0).then(|| case.input(Shape::vector(out)));
+    let statistics = (case.below(2) == 0).then(|| case.statistics(out));
+    let y = Dense::record(&mut case.graph, op, x, w, bias, statistics).unwrap();
+    case.results.push(y);
+    let loss = case.loss(&[y]);
+    let wrt: Vec<_> = [x, w].into_iter().chain(bias).collect();
+    case.gradients(loss, &wrt);
+    case.check(&format!("dense {seed}"));
+}
+
+#[test]
+fn dense_agrees_with_the_reference() {
+    (0..40).for_each(dense);
+}
+
+/// Everything that reads one state of a reduction cell: pools with statistics, factorized reduce, and the mixture with
+/// weights and, in some cases, masks.
+fn cell(seed: u64) {
+    let mut case = Case::new(seed);
+    let x = case.map();
+    let Shape { n, c, .. } = case.graph.shape(x);
+    let (stride, edges) = (2, 1 + case.below(3));
+    let (mut maps, mut wrt) = (Vec::new(), vec![x]);
+    let statistics = [case.statistics(c), case.statistics(c)];
+    let pool = Pool { kernel: 3, stride, pad: 1, max: true, average: true, statistics: true };
+    for pooled in Pool::record(&mut case.graph, pool, x, &statistics).unwrap() {
+        let (mean, var) = pooled.statistics.unwrap();
+        maps.push(Normalised { y: pooled.y, norm: Some(NormTensors { mean, var, affine: None, eps: 1e-5 }) });
+    }
+    let even = c / 2;
+    let mut inputs = Vec::new();
+    for _ in 0..edges {
+        let (even, odd) = (case.input(Shape::matrix(c, even)), case.input(Shape::matrix(c, c - even)));
+        inputs.push(ReduceInput { even, odd, statistics: Some(case.statistics(c)) });
+        wrt.extend([even, odd]);
+    }
+    for (y, input) in Reduce::record(&mut case.graph, x, &inputs).unwrap().into_iter().zip(&inputs) {
+        let (mean, var) = input.statistics.unwrap();
+        let affine = (case.below(2) == 0).then(|| (case.input(Shape::vector(c)), case.input(Shape::vector(c))));
+        wrt.extend(affine.into_iter().flat_map(|a| [a.0, a.1]));
+        maps.push(Normalised { y, norm: Some(NormTensors { mean, var, affine, eps: 1e-5 }) });
+        maps.push(Normalised::plain(y));
+    }
+    let weights = case.state_of(Shape::vector(maps.len()), |u| 0.6 + 0.5 * u);
+    wrt.push(weights);
+    let mask = (case.below(2) == 0).then(|| case.state_of(Shape::matrix(2, n), |u| if u > 0.0 { 0.0 } else { 1.25 }));
+    let sources: Vec<_> = maps
+        .iter()
+        .enumerate()
+        .map(|(i, &map)| SourceInput {
+            map,
+            weight: (i != 1).then_some(i),
+            mask: mask.and((i % 3 != 2).then_some(i % 2)),
+        })
+        .collect();
+    let shape = case.graph.shape(maps[0].y);
+    let wide = case.graph.tensor(shape.with_channels(2 * c), "cell");
+    for half in 0..2 {
+        let out = case.graph.channels(wide, half * c, c).unwrap();
+        Mixture::record(&mut case.graph, &sources, Some(weights), mask, out).unwrap();
+    }
+    let (mean, var) = Statistics::record(&mut case.graph, wide);
+    case.results.extend([wide, mean, var]);
+    let loss = case.loss(&[wide]);
+    case.gradients(loss, &wrt);
+    case.check(&format!("cell {seed}"));
+}
+
+#[test]
+fn reduction_cells_agree_with_the_reference() {
+    (0..40).for_each(cell);
 }

@@ -410,9 +410,8 @@ impl Family for SeparableBackward {
                     }
                 });
                 for (i, value) in dr.iter_mut().enumerate() {
-                    if !(activation(branch.norm, inputs, i / x.c, i % x.c) > T::of(0.0)) {
-                        *value = T::of(0.0);
-                    }
+                    let open = activation(branch.norm, inputs, i / x.c, i % x.c) > T::of(0.0);
+                    *value = if open { *value } else { T::of(0.0) };
                     io.put(l.output, i / x.c, i % x.c, *value);
                 }
                 if let Some(norm) = branch.norm {

@@ -502,7 +502,7 @@ impl Search<'_> {
                 self.save()?;
                 return Err(Error::Interrupted { checkpoint: self.folder.checkpoint() });
             }
-            if self.config.checkpoint_steps > 0 && self.step % self.config.checkpoint_steps == 0 && !last {
+            if self.config.checkpoint_steps > 0 && self.step.is_multiple_of(self.config.checkpoint_steps) && !last {
                 self.save()?;
             }
         }

@@ -315,7 +315,7 @@ impl Training<'_> {
                 return Err(Error::Interrupted { checkpoint: self.folder.checkpoint() });
             }
             let every = self.config.checkpoint_steps;
-            if every > 0 && self.step % every == 0 && self.step < self.steps() {
+            if every > 0 && self.step.is_multiple_of(every) && self.step < self.steps() {
                 self.save()?;
             }
         }
