@@ -1,6 +1,8 @@
 //! All integration tests, in one binary.
 
 mod cases;
+#[cfg(feature = "cli")]
+mod cli;
 mod composition;
 #[cfg(feature = "files")]
 mod data;
