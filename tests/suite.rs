@@ -1,7 +1,7 @@
 //! All integration tests, in one binary.
 
 mod cases;
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", unix))]
 mod cli;
 mod composition;
 #[cfg(feature = "files")]

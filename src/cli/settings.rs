@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use supernet::config::{SearchConfig, TrainConfig};
+use supernet::network::Genotype;
 use supernet::search::step::Order;
 use supernet::{Error, Result};
 use toml::{Table, Value};
@@ -165,7 +166,8 @@ impl Settings for TrainConfig {
     const FREE: &'static [&'static str] = &["threads", "memory_limit", "checkpoint_steps", "genotype"];
 
     fn check(&self) -> Result<()> {
-        self.check()
+        self.check()?;
+        Genotype::load(&self.genotype).map(|_| ())
     }
 }
 
