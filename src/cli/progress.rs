@@ -13,6 +13,7 @@ const TEMPLATE: &str = "{prefix} {wide_bar} epoch {msg}, step {pos}/{len}, {elap
 
 /// Watches a search or a training.
 pub struct Progress {
+    /// From the beginning of the run, on a terminal.
     bar: Option<ProgressBar>,
     run: Run,
 }
@@ -28,15 +29,10 @@ struct Run {
 }
 
 impl Progress {
-    /// A bar if standard error is a terminal.
+    /// Nothing is shown before the run begins or says something.
     pub fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5));
-            bar.set_style(ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
         let run = Run { epochs: 0, steps_per_epoch: 0, before: None, done: 0, start: Instant::now() };
-        Self { bar, run }
+        Self { bar: None, run }
     }
 
     fn line(&self, text: &str) {
@@ -76,15 +72,23 @@ impl Observer for Progress {
     fn begin(&mut self, what: &str, epochs: usize, steps_per_epoch: usize, first_epoch: usize) {
         let done = first_epoch * steps_per_epoch;
         self.run = Run { epochs, steps_per_epoch, before: None, done, start: Instant::now() };
-        let from = if first_epoch > 0 { format!(", continued in epoch {}", first_epoch + 1) } else { String::new() };
+        let from = match first_epoch {
+            0 => String::new(),
+            _ if first_epoch >= epochs => ", all of them done before".into(),
+            _ => format!(", continued in epoch {}", first_epoch + 1),
+        };
         self.line(&format!("{what}: {epochs} epochs of {steps_per_epoch} steps{from}"));
-        if let Some(bar) = &self.bar {
+        if std::io::stderr().is_terminal() {
+            // Hidden until everything that it shows is set.
+            let bar = ProgressBar::with_draw_target(Some(self.run.total() as u64), ProgressDrawTarget::hidden());
+            bar.set_style(ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_prefix(what.to_string());
-            bar.set_message(format!("{}/{epochs}", first_epoch + 1));
-            bar.set_length(self.run.total() as u64);
+            bar.set_message(format!("{}/{epochs}", (first_epoch + 1).min(epochs)));
             bar.set_position(done as u64);
             bar.reset_eta();
+            bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(5));
             bar.enable_steady_tick(Duration::from_millis(500));
+            self.bar = Some(bar);
         }
     }
 
