@@ -77,8 +77,9 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
-fn checksum(tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> String {
+fn checksum(description: &str, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> String {
     let mut hasher = Hasher::new("checkpoint");
+    hasher.field(description.as_bytes());
     for (name, (shape, values)) in tensors {
         hasher.field(name.as_bytes());
         shape.iter().for_each(|&side| hasher.number(side as u64));
@@ -96,9 +97,9 @@ impl Checkpoint {
         }
     }
 
-    /// Hash of names, shapes and values of all tensors.
+    /// Hash of names, shapes and values of all tensors, without the description (which holds the seconds spent).
     pub fn checksum(&self) -> String {
-        checksum(&self.tensors)
+        checksum("", &self.tensors)
     }
 
     /// Adds a plain vector.
@@ -185,8 +186,8 @@ impl Checkpoint {
             })
             .collect();
         let description = serde_json::to_string(&self.meta).expect("the description is plain data");
-        let metadata =
-            HashMap::from([(KEY.to_string(), description), ("checksum".to_string(), checksum(&self.tensors))]);
+        let sum = checksum(&description, &self.tensors);
+        let metadata = HashMap::from([(KEY.to_string(), description), ("checksum".to_string(), sum)]);
         let bytes = safetensors::serialize(views, Some(metadata))
             .map_err(|e| Error::input(path, format!("cannot be encoded: {e}")))?;
         write_atomically(path, &bytes)
@@ -220,7 +221,7 @@ impl Checkpoint {
             let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             tensors.insert(name, (view.shape().to_vec(), values));
         }
-        if metadata.get("checksum") != Some(&checksum(&tensors)) {
+        if metadata.get("checksum") != Some(&checksum(description, &tensors)) {
             return Err(Error::input(path, "is damaged: its checksum does not match; use an earlier checkpoint"));
         }
         Ok(Self { meta, tensors })

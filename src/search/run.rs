@@ -550,7 +550,7 @@ impl Search<'_> {
             "alphas": alphas,
             "genotype": genotype,
             "passes_a_step": passes,
-            "images": 2 * steps * self.halves.batch,
+            "images": 2 * self.halves.steps() * self.halves.batch,
             "seconds": start.elapsed().as_secs_f64(),
             "images_per_second": (2 * steps * self.halves.batch) as f64 / seconds_training,
         });

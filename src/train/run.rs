@@ -338,7 +338,7 @@ impl Training<'_> {
             "test_accuracy": test.accuracy,
             "learning_rate": self.learning_rate(),
             "drop_path": self.config.drop_path * self.epoch as f64 / self.config.epochs as f64,
-            "images": images,
+            "images": self.steps() * self.batch,
             "seconds": start.elapsed().as_secs_f64(),
             "images_per_second": images as f64 / seconds,
         });
@@ -372,6 +372,7 @@ pub fn load(path: &Path) -> Result<Trained> {
         let message = "holds a supernet; give the checkpoint of a training (`supernet train`)";
         return Err(Error::input(path, message));
     };
+    genotype.check().map_err(|message| Error::input(path, format!("holds an unsound genotype: {message}")))?;
     let config = DerivedConfig { genotype, channels, layers, auxiliary: false };
     let network = Derived::new(config, checkpoint.meta.size, checkpoint.meta.classes.len());
     let weights = checkpoint.get_weights(path, "", &network.layout)?;
