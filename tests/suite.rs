@@ -11,6 +11,7 @@ mod gradients;
 mod onnx;
 mod parity;
 mod plan;
+mod primitives;
 #[cfg(feature = "files")]
 mod runs;
 mod torch;

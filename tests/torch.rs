@@ -46,11 +46,13 @@ impl Fixture {
     }
 
     pub fn get(&self, name: &str) -> &[f64] {
-        self.tensors.get(name).unwrap_or_else(|| panic!("the fixture has no tensor {name}"))
+        // A module without a name of its own gives names that begin with a dot.
+        let name = name.replace("/.", "/");
+        self.tensors.get(&name).unwrap_or_else(|| panic!("the fixture has no tensor {name}"))
     }
 
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(&name.replace("/.", "/"))
     }
 
     /// Weights under a prefix, in the engine's flat layout.
