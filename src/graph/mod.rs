@@ -3,7 +3,7 @@
 //! A [`Graph`] is written once by ordinary Rust code, differentiated ([`Graph::gradients`], in `autograd`), reduced to
 //! what its results need and placed in memory (`plan`), and then replayed many times by a device. Tensors are maps in
 //! channels-last order: `rows = n * h * w` pixels of `c` channels, with a row stride, so that a slice of channels of a
-//! wider map is a view. What outlives a step stands in a [`Store`](store::Store); the rest lives in the arena.
+//! wider map is a view. What outlives a step stands in a store ([`store::StoreLayout`]); the rest lives in the arena.
 
 pub mod autograd;
 pub mod plan;

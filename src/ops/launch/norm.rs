@@ -1,5 +1,5 @@
 //! Batch statistics on GPUs: each block reduces a chunk of rows to moments (count, mean, M2), a second launch merges
-//! the chunks' moments. Merging follows Chan, Golub & LeVeque (1979): centred throughout, never E[x^2] - E[x]^2.
+//! the chunks' moments. Merging follows Chan, Golub & LeVeque (1979): centred throughout, never the mean of squares minus the squared mean.
 
 use super::{BLOCK, Lanes, Launch, Lower, Places, Slots, Spot, grid, record};
 use crate::graph::Shape;
