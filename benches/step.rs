@@ -50,6 +50,8 @@ fn main() -> Result<()> {
     }
     println!("C={channels} L={layers} batch {batch} {side}x{side}, {threads} threads, {:?}", cpu.level());
     for exe in [&architecture, &weight] {
+        // The first replay touches the memory.
+        cpu.run(exe);
         report(&mut cpu, exe);
     }
     let time = |cpu: &mut Cpu| {

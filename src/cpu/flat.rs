@@ -270,6 +270,32 @@ impl Kernel for AdamKernel {
     }
 }
 
+/// See [`Softmax`](crate::ops::softmax::Softmax).
+pub struct SoftmaxKernel {
+    x: View<f32>,
+    out: View<f32>,
+    accumulate: bool,
+}
+
+impl SoftmaxKernel {
+    /// The kernel.
+    pub fn new(launch: &Launch<'_>) -> Self {
+        Self { x: launch.inputs[0], out: launch.outputs[0], accumulate: launch.accumulate[0] }
+    }
+}
+
+impl Kernel for SoftmaxKernel {
+    fn run(&self, _context: &Context<'_>) {
+        let columns = self.x.shape.c;
+        for row in 0..self.x.shape.rows() {
+            let value = |c: usize| self.x.get(row, c);
+            let top = (1..columns).map(value).fold(value(0), |a, b| if b > a { b } else { a });
+            let sum: f32 = (0..columns).map(|c| (value(c) - top).exp()).sum();
+            (0..columns).for_each(|c| self.out.put(row, c, (value(c) - top).exp() / sum, self.accumulate));
+        }
+    }
+}
+
 /// See [`Unroll`].
 pub struct UnrollKernel {
     op: Unroll,

@@ -99,6 +99,7 @@ fn tuned(launch: &Launch<'_>) -> Option<Box<dyn Kernel>> {
         Op::Separable(op) => boxed(SeparableKernel::new(op, launch)),
         Op::SeparableBackward(op) => boxed(SeparableBackwardKernel::new(op, launch)),
         Op::Sgd(op) => boxed(flat::SgdKernel::new(op, launch)),
+        Op::Softmax(_) => boxed(Some(flat::SoftmaxKernel::new(launch))),
         Op::Statistics(_) => boxed(Some(flat::StatisticsKernel::new(launch))),
         Op::Unroll(op) => boxed(flat::UnrollKernel::new(op, launch)),
         _ => None,

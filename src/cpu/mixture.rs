@@ -12,11 +12,14 @@ use crate::device::view::View;
 use crate::ops::mixture::{Mixture, MixtureBackward, Source};
 use crate::ops::norm;
 
-/// Sources that one pass over a strip takes: more would be more streams through memory than a core follows.
+/// Sources that one pass of the forward takes: more would be more streams through memory than a core follows.
 const PASS: usize = 4;
 
-/// Bytes of the node or gradient that stay in the first-level cache while the sources pass by.
+/// Bytes of the node that stay in the first-level cache while the sources of the forward pass by.
 const STRIP: usize = 8 << 10;
+
+/// Sources that one pass of the backward takes. Its kernel reads one stream at a time; measured, fewer were slower.
+const SUMS: usize = 64;
 
 /// Calls `f(first pixel, pixels)` for the strips of an image of `rows` pixels.
 fn strips(rows: usize, c: usize, mut f: impl FnMut(usize, usize)) {
@@ -226,24 +229,27 @@ impl MixtureBackwardKernel {
     /// Adds image `n` to sums laid out like a chunk's. Without masks all sources share the sums of g of the first.
     fn image(&self, context: &Context<'_>, n: usize, sums: *mut f32) {
         let (shape, masked) = (self.g.shape, self.sources.mask.is_some());
-        strips(pixels(shape), shape.c, |first, rows| {
-            let pass = |sources: &[SourceSum], s1: *mut f32| {
-                let g = image(&self.g, n).wrapping_add(first * self.g.row_stride);
-                let args = WeightedSums { sources, g, ldg: self.g.row_stride, rows, c: shape.c, s1 };
-                // SAFETY: the views cover the image, the sums have one element a channel.
-                unsafe { (context.micro.weighted_sums)(&args) };
-            };
-            pass(&[], sums);
-            for (s, (own, wanted)) in self.sources.list.iter().zip(&self.wanted).enumerate() {
-                if !wanted.sums || (masked && self.sources.factor(&own.source, n) == 0.0) {
-                    continue;
-                }
-                let x = &own.prologue.x;
-                let y = image(x, n).wrapping_add(first * x.row_stride);
-                let s2 = sums.wrapping_add((2 * s + 1) * shape.c);
-                pass(&[SourceSum { y, ld: x.row_stride, mean: own.prologue.mean(), s2 }], null_mut());
+        let pass = |sources: &[SourceSum], s1: *mut f32| {
+            let (g, ldg) = (image(&self.g, n), self.g.row_stride);
+            let args = WeightedSums { sources, g, ldg, rows: pixels(shape), c: shape.c, s1 };
+            // SAFETY: the views cover the image, the sums have one element a channel.
+            unsafe { (context.micro.weighted_sums)(&args) };
+        };
+        let mut list = [SourceSum { y: null(), ld: 0, mean: null(), s2: null_mut() }; SUMS];
+        let (mut count, mut s1) = (0, sums);
+        for (s, (own, wanted)) in self.sources.list.iter().zip(&self.wanted).enumerate() {
+            if !wanted.sums || (masked && self.sources.factor(&own.source, n) == 0.0) {
+                continue;
             }
-        });
+            let (x, s2) = (&own.prologue.x, sums.wrapping_add((2 * s + 1) * shape.c));
+            list[count] = SourceSum { y: image(x, n), ld: x.row_stride, mean: own.prologue.mean(), s2 };
+            count += 1;
+            if count == SUMS {
+                pass(&list, s1);
+                (count, s1) = (0, null_mut());
+            }
+        }
+        pass(&list[..count], s1);
     }
 
     /// Sums of the images of a chunk under the masks.

@@ -37,7 +37,6 @@ impl Block {
         // SAFETY: the layout is not empty.
         let raw = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<f32>()).ok_or_else(refuse)?;
         let start = raw.as_ptr().align_offset(ALIGNMENT).min(GRAIN);
-        advise(raw.as_ptr().cast(), layout.size());
         Ok(Self { raw, layout, start, len })
     }
 
@@ -69,26 +68,6 @@ impl Block {
         unsafe { std::slice::from_raw_parts_mut(self.ptr(), self.len) }
     }
 }
-
-/// Asks for large pages, which spare a stream through memory most of its address translations. A hint: what the system
-/// answers does not matter.
-#[cfg(target_os = "linux")]
-fn advise(start: *mut u8, bytes: usize) {
-    const PAGE: usize = 4096;
-    const HUGE_PAGE: usize = 2 << 20;
-    const MADV_HUGEPAGE: std::ffi::c_int = 14;
-    unsafe extern "C" {
-        fn madvise(addr: *mut std::ffi::c_void, length: usize, advice: std::ffi::c_int) -> std::ffi::c_int;
-    }
-    let skip = start.align_offset(PAGE);
-    if bytes >= 2 * HUGE_PAGE {
-        // SAFETY: whole pages within an allocation of ours; the advice changes no contents.
-        let _ = unsafe { madvise(start.wrapping_add(skip).cast(), (bytes - skip) / PAGE * PAGE, MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise(_start: *mut u8, _bytes: usize) {}
 
 impl Drop for Block {
     fn drop(&mut self) {
