@@ -166,7 +166,7 @@ impl Graph {
 
     /// The tensor that stands for a state of the store; the same handle each time.
     pub fn state(&mut self, state: State) -> Tensor {
-        let found = self.infos.iter().position(|i| i.root == Root::State(state) && i.base.index() < self.infos.len());
+        let found = self.infos.iter().position(|i| i.root == Root::State(state));
         if let Some(index) = found {
             return self.infos[index].base;
         }
