@@ -1,6 +1,7 @@
 //! All integration tests, in one binary.
 
 mod cases;
+mod cells;
 #[cfg(all(feature = "cli", unix))]
 mod cli;
 mod composition;

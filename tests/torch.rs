@@ -351,13 +351,13 @@ fn first_order_step_in_f32() {
 }
 
 /// The CPU device behind the same checks.
-struct Tuned {
+pub struct Tuned {
     cpu: Cpu,
     prepared: Vec<(String, usize, Executable)>,
 }
 
 impl Tuned {
-    fn new(layout: &StoreLayout) -> Self {
+    pub fn new(layout: &StoreLayout) -> Self {
         Self { cpu: Cpu::new(layout, 2).unwrap(), prepared: Vec::new() }
     }
 

@@ -2,10 +2,11 @@
 //! head of DARTS needs a map of 8x8; here its pooling window is `min(5, side)` and its last convolution
 //! `min(2, side)`, with a global mean behind it, so that any image size works and 8x8 gives DARTS' own head.
 
+use super::cell::Preprocess;
 use super::genotype::Genotype;
 use super::parameters::{Kind, Layout, Pass, Weight};
 use super::primitives::{self, BatchNorm, EdgeOp};
-use super::supernet::{Classifier, Preprocess, Stem};
+use super::supernet::{Classifier, Stem};
 use super::{Geometry, is_reduction};
 use crate::error::Result;
 use crate::graph::{Shape, Tensor};

@@ -2,6 +2,7 @@
 //! the same network can be recorded with unrolled or perturbed weights in their place; batch statistics likewise lie in
 //! one flat vector, which one op folds into the running statistics.
 
+pub mod cell;
 pub mod derived;
 pub mod genotype;
 pub mod parameters;
@@ -9,6 +10,7 @@ pub mod primitives;
 pub mod space;
 pub mod supernet;
 
+pub use cell::Cell;
 pub use derived::{Derived, DerivedConfig};
 pub use genotype::Genotype;
 pub use parameters::{Layout, Parameter, Pass, Statistic};

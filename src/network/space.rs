@@ -100,7 +100,7 @@ impl SearchSpace {
     /// DARTS: 4 nodes, 14 edges, all 8 primitives on each, stem multiplier 3.
     ///
     /// # Errors
-    /// [`Error::Usage`] if there are no channels or fewer than three layers' worth of reductions makes no sense.
+    /// [`Error::Usage`] for no or an odd number of channels, and for no layers.
     pub fn darts(channels: usize, layers: usize) -> Result<Self> {
         if channels == 0 || channels % 2 == 1 || layers == 0 {
             return Err(Error::usage(format!(

@@ -1,48 +1,17 @@
 //! The DARTS supernet: stem, cells in which every edge is a mixture of all primitives, classifier.
 
+use super::cell::Cell;
 use super::parameters::{Kind, Layout, Pass, Weight};
-use super::primitives::{self, BatchNorm, EdgeOp, FactorizedReduce};
+use super::primitives::BatchNorm;
 use super::space::SearchSpace;
 use super::{Geometry, is_reduction};
 use crate::error::Result;
 use crate::graph::{Shape, Tensor};
 use crate::ops::dense::Dense;
-use crate::ops::mixture::{Mixture, SourceInput};
+use crate::ops::mixture::Mixture;
 use crate::ops::pool::GlobalPool;
 use crate::ops::softmax::Softmax;
 use crate::random::{philox4x32_10, uniform};
-
-/// ReLU, 1x1 convolution, batch norm; or factorized reduce behind a reduction cell.
-#[derive(Clone, Debug)]
-pub(super) enum Preprocess {
-    Pointwise(Weight, BatchNorm),
-    Reduce(FactorizedReduce),
-}
-
-impl Preprocess {
-    pub(super) fn declare(layout: &mut Layout, name: &str, c_in: usize, c: usize, reduce: bool, affine: bool) -> Self {
-        if reduce {
-            return Self::Reduce(FactorizedReduce::declare(layout, name, c_in, c, affine));
-        }
-        let shape = Shape::matrix(c_in, c);
-        let weight = layout.weight(format!("{name}.op.1.weight"), shape, Kind::Dense { kernel: 1 });
-        Self::Pointwise(weight, BatchNorm::declare(layout, &format!("{name}.op.2"), c, affine))
-    }
-
-    pub(super) fn record(&self, pass: &mut Pass<'_>, x: Tensor, name: &str) -> Result<Tensor> {
-        let map = match self {
-            Self::Pointwise(weight, norm) => {
-                let w = pass.weight(*weight)?;
-                let rows = pass.graph.shape(x).rows();
-                let statistics = pass.written(norm.running, rows)?;
-                let y = Dense::record(pass.graph, Dense::RELU_POINTWISE, x, w, None, statistics)?;
-                pass.normalised(y, norm.running, norm.affine)?
-            }
-            Self::Reduce(op) => FactorizedReduce::record(pass, x, &[*op])?[0],
-        };
-        Mixture::normalise(pass.graph, map, name)
-    }
-}
 
 /// 3x3 convolution and batch norm, without ReLU.
 #[derive(Clone, Debug)]
@@ -89,14 +58,6 @@ impl Classifier {
     }
 }
 
-struct Cell {
-    reduction: bool,
-    channels: usize,
-    preprocess: [Preprocess; 2],
-    /// A list of operations for each edge.
-    edges: Vec<Vec<EdgeOp>>,
-}
-
 /// The network, its parameters declared.
 pub struct Supernet {
     /// The space it spans.
@@ -128,42 +89,12 @@ impl Supernet {
             if reduction {
                 c *= 2;
             }
-            cells.push(Self::declare_cell(&mut layout, &space, layer, (c_pp, c_p, c), (reduction, reduction_prev)));
+            let name = format!("cells.{layer}");
+            cells.push(Cell::declare(&mut layout, &space, &name, (c_pp, c_p, c), (reduction, reduction_prev)));
             (c_pp, c_p, reduction_prev) = (c_p, space.nodes * c, reduction);
         }
         let classifier = Classifier::declare(&mut layout, "classifier", c_p, classes);
         Self { space, size, classes, layout, stem, cells, classifier }
-    }
-
-    fn declare_cell(
-        layout: &mut Layout,
-        space: &SearchSpace,
-        layer: usize,
-        (c_pp, c_p, channels): (usize, usize, usize),
-        (reduction, reduction_prev): (bool, bool),
-    ) -> Cell {
-        let name = format!("cells.{layer}");
-        let preprocess = [
-            Preprocess::declare(layout, &format!("{name}.preprocess0"), c_pp, channels, reduction_prev, false),
-            Preprocess::declare(layout, &format!("{name}.preprocess1"), c_p, channels, false, false),
-        ];
-        // The pools of a state are the same for all edges that leave it, and so are their statistics.
-        let mut pools = vec![[None; 2]; space.nodes + 2];
-        let edges = space
-            .endpoints()
-            .into_iter()
-            .enumerate()
-            .map(|(edge, (state, _))| {
-                let stride = if reduction && state < 2 { 2 } else { 1 };
-                let declare = |(k, &primitive)| {
-                    let name = format!("{name}._ops.{edge}._ops.{k}");
-                    let pools = Some(&mut pools[state]);
-                    EdgeOp::declare(layout, &name, primitive, (channels, stride), false, pools)
-                };
-                space.edges[edge].iter().enumerate().map(declare).collect()
-            })
-            .collect();
-        Cell { reduction, channels, preprocess, edges }
     }
 
     /// Freshly drawn alphas, 1e-3 N(0, 1).
@@ -187,7 +118,7 @@ impl Supernet {
         let (mut s0, mut s1) = (stem, stem);
         for (layer, cell) in self.cells.iter().enumerate() {
             pass.graph.scope(format!("cells.{layer}."));
-            let out = self.record_cell(pass, cell, s0, s1, weights[usize::from(cell.reduction)])?;
+            let out = cell.record(pass, &self.space, (s0, s1), weights[usize::from(cell.reduction())])?;
             (s0, s1) = (s1, out);
         }
         pass.graph.scope("classifier.");
@@ -207,62 +138,5 @@ impl Supernet {
             *weights = Softmax::record(pass.graph, own, &self.space.edges.iter().map(Vec::len).collect::<Vec<_>>())?;
         }
         Ok(both)
-    }
-
-    fn record_cell(&self, pass: &mut Pass<'_>, cell: &Cell, s0: Tensor, s1: Tensor, weights: Tensor) -> Result<Tensor> {
-        let mut states =
-            vec![cell.preprocess[0].record(pass, s0, "input 0")?, cell.preprocess[1].record(pass, s1, "input 1")?];
-        let endpoints = self.space.endpoints();
-        let (offsets, len) = self.space.alpha_offsets();
-        let mut maps = vec![Vec::new(); endpoints.len()];
-        let input = pass.graph.shape(states[1]);
-        let stride = if cell.reduction { 2 } else { 1 };
-        let side = |s: usize| s.div_ceil(stride);
-        let shape = Shape::map(input.n, side(input.h), side(input.w), self.space.nodes * cell.channels);
-        let concat = pass.graph.tensor(shape, "output");
-        for node in 0..self.space.nodes {
-            let ready = if node == 0 { 0..2 } else { node + 1..node + 2 };
-            for state in ready {
-                self.record_state(pass, cell, (state, states[state]), &endpoints, &mut maps)?;
-            }
-            let first = SearchSpace::first_edge(node);
-            let end = first + node + 2;
-            let start = offsets[first];
-            let stop = offsets.get(end).copied().unwrap_or(len);
-            let own = pass.graph.slice(weights, start, Shape::vector(stop - start))?;
-            let mut sources = Vec::new();
-            for edge in first..end {
-                for (k, map) in maps[edge].iter().enumerate() {
-                    let Some(map) = *map else { continue };
-                    sources.push(SourceInput { map, weight: Some(offsets[edge] - start + k), mask: None });
-                }
-            }
-            let out = pass.graph.channels(concat, node * cell.channels, cell.channels)?;
-            Mixture::record(pass.graph, &sources, Some(own), None, out)?;
-            states.push(out);
-        }
-        Ok(concat)
-    }
-
-    /// Records everything that leaves one state and hands each edge its maps.
-    fn record_state(
-        &self,
-        pass: &mut Pass<'_>,
-        cell: &Cell,
-        (state, x): (usize, Tensor),
-        endpoints: &[(usize, usize)],
-        maps: &mut [Vec<Option<crate::ops::norm::Normalised>>],
-    ) -> Result<()> {
-        let leaving: Vec<usize> = (0..endpoints.len()).filter(|&e| endpoints[e].0 == state).collect();
-        if leaving.is_empty() {
-            return Ok(());
-        }
-        let ops: Vec<&EdgeOp> = leaving.iter().flat_map(|&e| &cell.edges[e]).collect();
-        let stride = if cell.reduction && state < 2 { 2 } else { 1 };
-        let mut recorded = primitives::record(pass, x, stride, &ops)?.into_iter();
-        for edge in leaving {
-            maps[edge] = recorded.by_ref().take(cell.edges[edge].len()).collect();
-        }
-        Ok(())
     }
 }
