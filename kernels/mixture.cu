@@ -79,6 +79,11 @@ __device__ inline float weight_of(const MixtureSource& s, const Pages& pages) {
     return s.flags & WEIGHT ? *at(pages, s.weight) : 1.0f;
 }
 
+// Factor of an image. Where it is zero the summand is absent: its map may hold anything.
+__device__ inline float factor_of(const MixtureSource& s, const Pages& pages, unsigned image) {
+    return s.flags & MASK ? at(pages, s.mask)[image] : 1.0f;
+}
+
 // node = sum_s factor * weight * h. A block writes ROWS times the rows that it covers at once.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 mixture_forward(const __grid_constant__ MixtureParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
@@ -107,9 +112,8 @@ mixture_forward(const __grid_constant__ MixtureParams p, const __grid_constant__
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) {
             const unsigned row = first + k * lane.rows;
-            float4 term = scale * (y[k] - n.mean) + shift;
-            if (s.flags & MASK && row < p.rows) term = at(pages, s.mask)[row / p.pixels] * term;
-            sum[k] = sum[k] + term;
+            const float factor = row < p.rows ? factor_of(s, pages, row / p.pixels) : 0.0f;
+            if (factor != 0.0f) sum[k] = sum[k] + factor * (scale * (y[k] - n.mean) + shift);
         }
     }
 #pragma unroll
@@ -161,9 +165,10 @@ mixture_backward_partial(const __grid_constant__ MixtureParams p, const __grid_c
     Sums own = {quad(0.0f), quad(0.0f)};
 #pragma unroll 4
     for (unsigned row = first + lane.row; lane.used && row < end; row += lane.rows) {
-        float4 g = load4(gradient + row * p.node_stride, lane.valid);
+        const float factor = factor_of(s, pages, row / p.pixels);
+        if (factor == 0.0f) continue;
+        const float4 g = factor * load4(gradient + row * p.node_stride, lane.valid);
         const float4 y = load4(map + row * s.map_stride, lane.valid);
-        if (s.flags & MASK) g = at(pages, s.mask)[row / p.pixels] * g;
         own.s1 = own.s1 + g;
         own.s2 = own.s2 + g * ((y - n.mean) * n.inv);
     }

@@ -93,6 +93,14 @@ fn weight_of(i: u32) -> f32 {
     return 1.0;
 }
 
+// Factor of an image. Where it is zero the summand is absent: its map may hold anything.
+fn factor_of(i: u32, image: u32) -> f32 {
+    if has(table[i].flags, MASK) {
+        return load1(ahead(table[i].mask, image));
+    }
+    return 1.0;
+}
+
 // node = sum_s factor * weight * h. A block writes ROWS times the rows that it covers at once.
 @compute @workgroup_size(BLOCK)
 fn mixture_forward(
@@ -120,12 +128,11 @@ fn mixture_forward(
         for (var k = 0u; k < ROWS; k++) {
             let row = first + k * lane.rows;
             if row < p.rows {
-                let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
-                var term = scale * (y - n.mean) + shift;
-                if has(table[i].flags, MASK) {
-                    term *= load1(ahead(table[i].mask, row / p.pixels));
+                let factor = factor_of(i, row / p.pixels);
+                if factor != 0.0 {
+                    let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
+                    sum[k] += factor * (scale * (y - n.mean) + shift);
                 }
-                sum[k] += term;
             }
         }
     }
@@ -186,11 +193,12 @@ fn mixture_backward_partial(
 
     var own = Sums(quad(0.0), quad(0.0));
     for (var row = first + lane.row; lane.used && row < end; row += lane.rows) {
-        var g = load4(ahead(gradient, row * p.node_stride), lane.valid);
-        let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
-        if has(table[i].flags, MASK) {
-            g *= load1(ahead(table[i].mask, row / p.pixels));
+        let factor = factor_of(i, row / p.pixels);
+        if factor == 0.0 {
+            continue;
         }
+        let g = factor * load4(ahead(gradient, row * p.node_stride), lane.valid);
+        let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
         own.s1 += g;
         own.s2 += g * ((y - n.mean) * n.inv);
     }

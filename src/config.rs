@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::Geometry;
 use crate::error::{Error, Result};
 use crate::search::step::Order;
 
@@ -167,8 +168,11 @@ impl Default for TrainConfig {
     }
 }
 
-/// Checks a list of (name, value, what it must be, whether it is so).
-fn check(rules: &[(&str, String, &str, bool)]) -> Result<()> {
+/// Name, value, what it must be, and whether it is so.
+type Rule = (&'static str, String, &'static str, bool);
+
+/// Reports the first rule that is broken.
+fn check(rules: &[Rule]) -> Result<()> {
     match rules.iter().find(|r| !r.3) {
         Some((name, value, rule, _)) => Err(Error::usage(format!("{name} is {value}; it must be {rule}"))),
         None => Ok(()),
@@ -176,13 +180,52 @@ fn check(rules: &[(&str, String, &str, bool)]) -> Result<()> {
 }
 
 /// A rate-like number: finite and not negative.
-fn rate(name: &'static str, value: f64) -> (&'static str, String, &'static str, bool) {
+fn rate(name: &'static str, value: f64) -> Rule {
     (name, value.to_string(), "a finite number of at least 0", value.is_finite() && value >= 0.0)
 }
 
-/// A count that must not be zero.
-fn count(name: &'static str, value: usize) -> (&'static str, String, &'static str, bool) {
-    (name, value.to_string(), "at least 1", value > 0)
+/// What a search and a training share. The upper bounds are far beyond any use; with [`check_extent`] they keep sums and
+/// products of extents within 64 bits.
+fn geometry(
+    (channels, layers, epochs, batch): (usize, usize, usize, usize),
+    size: Option<(usize, usize)>,
+) -> [Rule; 5] {
+    let side = |n: usize| (1..=4096).contains(&n);
+    [
+        (
+            "channels",
+            channels.to_string(),
+            "even and from 2 to 65536",
+            (2..=65536).contains(&channels) && channels.is_multiple_of(2),
+        ),
+        ("layers", layers.to_string(), "from 1 to 1024", (1..=1024).contains(&layers)),
+        ("epochs", epochs.to_string(), "from 1 to 1000000", (1..=1_000_000).contains(&epochs)),
+        (
+            "batch",
+            batch.to_string(),
+            "from 2 (batch norm needs more than one image) to 65536",
+            (2..=65536).contains(&batch),
+        ),
+        ("size", format!("{size:?}"), "from 1x1 to 4096x4096", size.is_none_or(|(h, w)| side(h) && side(w))),
+    ]
+}
+
+/// Elements of the largest map that is planned at all.
+const MAX_ELEMENTS: u128 = 1 << 40;
+
+/// Refuses maps so large that planning them makes no sense.
+///
+/// # Errors
+/// [`Error::Usage`] with the extents.
+pub fn check_extent(batch: usize, size: Geometry, channels: usize) -> Result<()> {
+    let elements: u128 = [batch, size.height, size.width, channels].into_iter().map(|n| n as u128).product();
+    if elements > MAX_ELEMENTS {
+        return Err(Error::usage(format!(
+            "batch {batch} of images {size} with {channels} channels: a single map would hold {elements} elements, more \
+             than any machine holds; use a smaller --batch, --size or --channels"
+        )));
+    }
+    Ok(())
 }
 
 impl SearchConfig {
@@ -192,17 +235,8 @@ impl SearchConfig {
     /// [`Error::Usage`] naming the key, the value and the rule.
     pub fn check(&self) -> Result<()> {
         let share = self.weight_share;
+        check(&geometry((self.channels, self.layers, self.epochs, self.batch), self.size))?;
         check(&[
-            (
-                "channels",
-                self.channels.to_string(),
-                "even and at least 2",
-                self.channels >= 2 && self.channels.is_multiple_of(2),
-            ),
-            count("layers", self.layers),
-            count("epochs", self.epochs),
-            ("batch", self.batch.to_string(), "at least 2 (batch norm needs more than one image)", self.batch >= 2),
-            ("size", format!("{:?}", self.size), "at least 1x1", self.size.is_none_or(|(h, w)| h > 0 && w > 0)),
             ("weight_share", share.to_string(), "between 0 and 1", share.is_finite() && share > 0.0 && share < 1.0),
             rate("learning_rate", self.learning_rate),
             rate("learning_rate_min", self.learning_rate_min),
@@ -222,17 +256,8 @@ impl TrainConfig {
     /// [`Error::Usage`] naming the key, the value and the rule.
     pub fn check(&self) -> Result<()> {
         let smoothing = self.label_smoothing;
+        check(&geometry((self.channels, self.layers, self.epochs, self.batch), self.size))?;
         check(&[
-            (
-                "channels",
-                self.channels.to_string(),
-                "even and at least 2",
-                self.channels >= 2 && self.channels.is_multiple_of(2),
-            ),
-            count("layers", self.layers),
-            count("epochs", self.epochs),
-            ("batch", self.batch.to_string(), "at least 2 (batch norm needs more than one image)", self.batch >= 2),
-            ("size", format!("{:?}", self.size), "at least 1x1", self.size.is_none_or(|(h, w)| h > 0 && w > 0)),
             rate("learning_rate", self.learning_rate),
             ("momentum", self.momentum.to_string(), "in 0..1", (0.0..1.0).contains(&self.momentum)),
             rate("weight_decay", self.weight_decay),

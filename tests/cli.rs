@@ -222,6 +222,9 @@ fn bad_settings_are_refused_with_their_names() {
     refused(&search(&run, &["--alpha-learning-rate", "-1"]), 2, &["--alpha-learning-rate is -1"]);
     refused(&search(&run, &["--epochs", "0"]), 2, &["--epochs is 0"]);
     refused(&["search", "--out", text(&run), "--channels", "3"], 2, &["--channels is 3", "even"]);
+    refused(&["search", "--out", text(&run), "--channels", "4294967294"], 2, &["--channels is 4294967294", "65536"]);
+    refused(&["plan", "--batch", "4294967295"], 2, &["batch is 4294967295", "65536"]);
+    refused(&["plan", "--batch", "65536", "--size", "4096x4096x3"], 2, &["batch 65536", "4096x4096x3", "elements"]);
     for size in ["32", "0x8", "8x8x3", "axb"] {
         refused(&["search", "--out", text(&run), "--size", size], 2, &[size, "--size", "such as 32x32"]);
     }
@@ -299,6 +302,7 @@ fn bad_data_is_refused() {
     add("b", "2.png");
     std::fs::write(images.join("a").join("3.png"), &std::fs::read(&sheet).unwrap()[..100]).unwrap();
     refused(&["data", &spec], 2, &["3.png"]);
+    assert!(!run.exists(), "a run that cannot start leaves nothing behind");
 }
 
 #[test]

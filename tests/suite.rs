@@ -9,6 +9,7 @@ mod composition;
 mod data;
 mod gpu;
 mod gradients;
+mod masks;
 mod onnx;
 mod parity;
 mod plan;

@@ -31,6 +31,18 @@ pub struct Prepared<S> {
     pub settings: S,
     /// Whether there is a checkpoint to start from.
     pub resume: bool,
+    /// Whether the folder was made for this run.
+    created: bool,
+}
+
+impl<S> Prepared<S> {
+    /// Takes back a folder made for a run that could not even start, so that a typing error leaves nothing behind.
+    pub fn undo(&self, out: &Path) {
+        if self.created && !out.join("checkpoint.safetensors").exists() && !out.join("metrics.jsonl").exists() {
+            // What cannot be removed does no harm: the run's own error is the one to report.
+            let _ = std::fs::remove_file(out.join("config.toml")).and_then(|()| std::fs::remove_dir(out));
+        }
+    }
 }
 
 /// Finds the settings of the run, and writes them into its folder.
@@ -55,10 +67,11 @@ pub fn prepare<S: Settings>(flags: &FolderFlags, wanted: &Wanted<'_>) -> Result<
         }
         wanted.over_defaults()?
     };
+    let created = !out.exists();
     std::fs::create_dir_all(out).map_err(Error::io(out, "create the run folder"))?;
     remove_leftovers(out)?;
     write_atomically(&config, to_toml(&settings)?.as_bytes())?;
-    Ok(Prepared { settings, resume: flags.resume && started })
+    Ok(Prepared { settings, resume: flags.resume && started, created })
 }
 
 /// Removes the partial files that a killed run may have left.

@@ -1,13 +1,13 @@
 //! `supernet search`.
 
 use clap::Args;
-use supernet::Result;
 use supernet::config::SearchConfig;
 use supernet::network::Primitive;
 use supernet::run::{Control, Observer};
 use supernet::search::run::{SearchReport, search};
+use supernet::{Error, Result};
 
-use super::folder::{self, FolderFlags, Prepared};
+use super::folder::{self, FolderFlags};
 use super::output::{self, Lines, duration, mib, percent};
 use super::progress::Progress;
 use super::settings::{SearchFlags, Wanted};
@@ -31,7 +31,8 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let wanted = Wanted::new::<SearchConfig>(arguments.folder.config.as_deref(), &arguments.settings)?;
-    let Prepared { settings, resume } = folder::prepare::<SearchConfig>(&arguments.folder, &wanted)?;
+    let prepared = folder::prepare::<SearchConfig>(&arguments.folder, &wanted)?;
+    let (settings, resume) = (&prepared.settings, prepared.resume);
     train::limit_threads(settings.threads)?;
     let stop = interrupt::catch()?;
     let mut progress = Progress::new();
@@ -39,7 +40,12 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         progress.note(folder::NO_CHECKPOINT);
     }
     let mut control = Control { observer: &mut progress, stop: &stop };
-    let report = search(&settings, &arguments.folder.out, resume, &mut control)?;
+    let out = &arguments.folder.out;
+    let report = search(settings, out, resume, &mut control).inspect_err(|error| {
+        if !matches!(error, Error::Interrupted { .. } | Error::NonFinite(_)) {
+            prepared.undo(out);
+        }
+    })?;
     drop(progress);
     output::print(json, &report, lines)
 }

@@ -6,7 +6,7 @@ use supernet::run::{Control, Observer};
 use supernet::train::run::{TrainReport, train};
 use supernet::{Error, Result};
 
-use super::folder::{self, FolderFlags, Prepared};
+use super::folder::{self, FolderFlags};
 use super::interrupt;
 use super::output::{self, Lines, duration, grouped, mib, millions, percent};
 use super::progress::Progress;
@@ -31,7 +31,8 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let wanted = Wanted::new::<TrainConfig>(arguments.folder.config.as_deref(), &arguments.settings)?;
-    let Prepared { settings, resume } = folder::prepare::<TrainConfig>(&arguments.folder, &wanted)?;
+    let prepared = folder::prepare::<TrainConfig>(&arguments.folder, &wanted)?;
+    let (settings, resume) = (&prepared.settings, prepared.resume);
     limit_threads(settings.threads)?;
     let stop = interrupt::catch()?;
     let mut progress = Progress::new();
@@ -39,7 +40,12 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         progress.note(folder::NO_CHECKPOINT);
     }
     let mut control = Control { observer: &mut progress, stop: &stop };
-    let report = train(&settings, &arguments.folder.out, resume, &mut control)?;
+    let out = &arguments.folder.out;
+    let report = train(settings, out, resume, &mut control).inspect_err(|error| {
+        if !matches!(error, Error::Interrupted { .. } | Error::NonFinite(_)) {
+            prepared.undo(out);
+        }
+    })?;
     drop(progress);
     output::print(json, &report, lines)
 }

@@ -8,7 +8,7 @@ use super::micro::{self, Source, WeightedSum};
 use crate::device::view::View;
 use crate::ops::elementwise::{Affine, Fill, Linear};
 use crate::ops::optimiser::{Adam, NORM_BLOCK, Sgd};
-use crate::ops::second_order::{Perturb, Unroll};
+use crate::ops::second_order::{Perturb, Unroll, radius};
 
 /// Elements of a vector that one task takes.
 const BLOCK: usize = 16 * NORM_BLOCK;
@@ -342,6 +342,6 @@ impl PerturbKernel {
 impl Kernel for PerturbKernel {
     fn run(&self, context: &Context<'_>) {
         let [w, d, norm] = &self.inputs;
-        combine(context, &[(w, 1.0), (d, self.op.radius as f32 / norm.at(0))], &self.out);
+        combine(context, &[(w, 1.0), (d, radius(self.op.radius, norm.at(0)))], &self.out);
     }
 }

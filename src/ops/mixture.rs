@@ -133,7 +133,7 @@ impl<'a, T: Real> Sources<'a, T> {
         source.weight.map_or(T::of(1.0), |w| self.weights.expect("recorded with weights").at(w))
     }
 
-    /// Factor of a source for image `n`.
+    /// Factor of a source for image `n`; where it is zero the summand is absent, and its map may hold anything.
     pub fn factor(&self, source: Source, n: usize) -> T {
         source.mask.map_or(T::of(1.0), |row| self.mask.expect("recorded with a mask").get(row, n))
     }
@@ -160,9 +160,13 @@ impl Family for Mixture {
             for row in 0..shape.rows() {
                 let mut sum = T::of(0.0);
                 for &(source, inputs) in &sources.maps {
+                    let factor = sources.factor(source, row / (shape.h * shape.w));
+                    if factor == T::of(0.0) {
+                        continue;
+                    }
                     let (mean, inv, gamma, beta) = norm::channel(source.norm, inputs, c);
                     let h = gamma * ((inputs[0].get(row, c) - mean) * inv) + beta;
-                    sum += sources.factor(source, row / (shape.h * shape.w)) * sources.weight(source) * h;
+                    sum += factor * sources.weight(source) * h;
                 }
                 io.put(0, row, c, sum);
             }
@@ -256,7 +260,11 @@ impl Family for MixtureBackward {
                 let (mean, inv, gamma, beta) = norm::channel(source.norm, inputs, c);
                 let (mut s1, mut s2) = (T::of(0.0), T::of(0.0));
                 for row in 0..shape.rows() {
-                    let value = sources.factor(source, row / (shape.h * shape.w)) * g.get(row, c);
+                    let factor = sources.factor(source, row / (shape.h * shape.w));
+                    if factor == T::of(0.0) {
+                        continue;
+                    }
+                    let value = factor * g.get(row, c);
                     s1 += value;
                     s2 += value * ((inputs[0].get(row, c) - mean) * inv);
                 }

@@ -37,6 +37,12 @@ impl Family for Unroll {
     }
 }
 
+/// `R = radius / |d|`. A gradient of zero has no direction: then R is the radius itself, which moves nothing, and the
+/// Hessian term is zero.
+pub(crate) fn radius<T: Real>(radius: f64, norm: T) -> T {
+    if norm == T::of(0.0) { T::of(radius) } else { T::of(radius) / norm }
+}
+
 /// `w +- R d` with `R = radius / norm`: inputs `w, d, norm [1]`; output the perturbed weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Perturb {
@@ -59,7 +65,7 @@ impl Family for Perturb {
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
         let [w, d, norm] = io.inputs else { unreachable!("recorded with three inputs") };
-        let r = T::of(self.radius) / norm.at(0);
+        let r = radius(self.radius, norm.at(0));
         for i in 0..w.shape.len() {
             io.put(0, 0, i, w.at(i) + r * d.at(i));
         }
@@ -89,7 +95,7 @@ impl Family for HessianTerm {
 
     fn reference<T: Real>(&self, io: &Io<'_, T>) {
         let [direct, plus, minus, norm, lr] = io.inputs else { unreachable!("recorded with five inputs") };
-        let twice = T::of(2.0 * self.radius) / norm.at(0);
+        let twice = T::of(2.0) * radius(self.radius, norm.at(0));
         for i in 0..direct.shape.len() {
             let hessian = (plus.at(i) - minus.at(i)) / twice;
             io.put(0, 0, i, hessian);

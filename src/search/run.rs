@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::schedule::cosine;
 use super::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, WeightOptimiser};
 use crate::checkpoint::{Checkpoint, Meta, Network};
-use crate::config::SearchConfig;
+use crate::config::{SearchConfig, check_extent};
 use crate::data::{
     Batch, Dataset, Geometry, Images, Loader, Normalisation, normalisation, permutation, stratified_split,
 };
@@ -108,6 +108,7 @@ impl Setup {
         batch: usize,
         norm: Normalisation,
     ) -> Result<Self> {
+        check_extent(batch, size, config.channels)?;
         let network = Supernet::new(SearchSpace::darts(config.channels, config.layers)?, size, classes);
         let mut layout = StoreLayout::new();
         let states = SearchStates::declare(&mut layout, &network, batch);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::step::{self, TrainRecipe, TrainStates};
 use crate::checkpoint::{Checkpoint, Meta, Network};
-use crate::config::TrainConfig;
+use crate::config::{TrainConfig, check_extent};
 use crate::data::{Geometry, Images, Loader, Normalisation, normalisation, permutation};
 use crate::device::cpu::{Cpu, Executable};
 use crate::error::{Error, Result};
@@ -71,6 +71,7 @@ struct Setup {
 
 impl Setup {
     fn new(config: &TrainConfig, classes: usize, size: Geometry, batch: usize, norm: Normalisation) -> Result<Self> {
+        check_extent(batch, size, config.channels)?;
         let derived = DerivedConfig {
             genotype: Genotype::load(&config.genotype)?,
             channels: config.channels,
