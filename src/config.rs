@@ -7,19 +7,82 @@ use crate::data::Geometry;
 use crate::error::{Error, Result};
 use crate::search::step::Order;
 
+/// One dataset specification or several, written as a string or a list of strings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Specs {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl Specs {
+    /// All of them.
+    pub fn list(&self) -> &[String] {
+        match self {
+            Self::One(spec) => std::slice::from_ref(spec),
+            Self::Many(specs) => specs,
+        }
+    }
+}
+
+impl From<&str> for Specs {
+    fn from(spec: &str) -> Self {
+        Self::One(spec.into())
+    }
+}
+
+/// How a pretraining goes through several datasets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mixing {
+    /// Batches of all datasets interleaved in every epoch.
+    Joint,
+    /// One dataset after the other, each with a schedule and optimisers of its own.
+    Sequential,
+}
+
+/// What becomes of the alphas in a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AlphaTransfer {
+    /// They start as the source left them.
+    Keep,
+    /// They are scaled by `temper`, which flattens the choice.
+    Temper,
+    /// They are drawn anew: weights alone are transferred.
+    Reset,
+}
+
+/// What becomes of the weights in a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightTransfer {
+    /// They start as the source left them, but for the head.
+    Keep,
+    /// They are drawn anew: alphas alone are transferred.
+    Reset,
+}
+
+/// The `warm_start` of a search that starts from nothing.
+pub const SCRATCH: &str = "none";
+
 /// Settings of a search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SearchConfig {
-    /// Dataset specification, such as `builtin:fashion`.
-    pub data: String,
+    /// Dataset specifications, such as `builtin:fashion`: one of a search, one or more of a pretraining.
+    pub data: Specs,
+    /// How several datasets follow each other.
+    pub mixing: Mixing,
     /// Height and width to which images are brought; None: as stored.
     pub size: Option<(usize, usize)>,
     /// Channels of the first cell.
     pub channels: usize,
     /// Cells.
     pub layers: usize,
-    /// Epochs.
+    /// Epochs; of a sequential pretraining, for each dataset.
     pub epochs: usize,
     /// Images of a batch, for weights and alphas each.
     pub batch: usize,
@@ -57,12 +120,25 @@ pub struct SearchConfig {
     pub cutout: usize,
     /// Steps between checkpoints; 0: at the end of epochs only.
     pub checkpoint_steps: usize,
+    /// Name of the zoo entry to start from, or `none`.
+    pub warm_start: String,
+    /// Folder of the zoo.
+    pub zoo: String,
+    /// What becomes of the source's weights.
+    pub transfer_weights: WeightTransfer,
+    /// What becomes of the source's alphas.
+    pub transfer_alphas: AlphaTransfer,
+    /// Factor of the alphas where they are tempered.
+    pub temper: f64,
+    /// Epochs after a transfer in which only the new head learns.
+    pub head_warm_up: usize,
 }
 
 impl Default for SearchConfig {
     fn default() -> Self {
         Self {
             data: "builtin:fashion".into(),
+            mixing: Mixing::Joint,
             size: None,
             channels: 16,
             layers: 8,
@@ -85,6 +161,12 @@ impl Default for SearchConfig {
             flip: true,
             cutout: 0,
             checkpoint_steps: 0,
+            warm_start: SCRATCH.into(),
+            zoo: "zoo".into(),
+            transfer_weights: WeightTransfer::Keep,
+            transfer_alphas: AlphaTransfer::Keep,
+            temper: 0.5,
+            head_warm_up: 0,
         }
     }
 }
@@ -245,6 +327,14 @@ impl SearchConfig {
             ("clip", self.clip.to_string(), "positive", self.clip > 0.0),
             rate("alpha_learning_rate", self.alpha_learning_rate),
             rate("alpha_weight_decay", self.alpha_weight_decay),
+            (
+                "temper",
+                self.temper.to_string(),
+                "a finite number above 0",
+                self.temper.is_finite() && self.temper > 0.0,
+            ),
+            ("head_warm_up", self.head_warm_up.to_string(), "fewer than the epochs", self.head_warm_up < self.epochs),
+            ("data", format!("{:?}", self.data.list()), "at least one dataset", !self.data.list().is_empty()),
         ])
     }
 }

@@ -14,6 +14,8 @@ pub mod ops;
 pub mod random;
 pub mod run;
 pub mod search;
+pub mod tensors;
 pub mod train;
+pub mod zoo;
 
 pub use error::{Error, Result};

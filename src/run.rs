@@ -256,12 +256,12 @@ pub fn check_same_run(path: &Path, found: &Checkpoint, wanted: &crate::checkpoin
     if a.size != b.size {
         return mismatch("images of", a.size.to_string(), b.size.to_string());
     }
-    if a.identity != b.identity {
-        return mismatch(
-            "dataset",
-            format!("{} ({})", a.dataset, a.identity),
-            format!("{} ({})", b.dataset, b.identity),
-        );
+    if a.sources != b.sources {
+        let shown = |meta: &crate::checkpoint::Meta| {
+            let each = meta.sources.iter().map(|s| format!("{} ({})", s.dataset, s.identity));
+            each.collect::<Vec<_>>().join(", ")
+        };
+        return mismatch("dataset", shown(a), shown(b));
     }
     if a.config != b.config {
         return mismatch("settings", a.config.to_string(), b.config.to_string());

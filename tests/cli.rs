@@ -143,12 +143,12 @@ fn devices_and_data_keep_their_contract() {
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    for name in ["search", "train", "evaluate", "export", "devices", "data", "plan", "step"] {
+    for name in ["search", "pretrain", "zoo", "train", "evaluate", "export", "devices", "data", "plan", "step"] {
         let output = run(&[name, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         let help = String::from_utf8(output.stdout).unwrap();
         let examples = help.split_once("Examples:").map_or(0, |(_, e)| e.matches(&format!("supernet {name}")).count());
-        assert!((2..=3).contains(&examples), "{name}: {help}");
+        assert!((2..=4).contains(&examples), "{name}: {help}");
     }
 }
 
@@ -202,7 +202,7 @@ fn from_search_to_training_evaluation_and_export() {
     let mut foreign = 2u64.to_le_bytes().to_vec();
     foreign.extend(b"{}");
     std::fs::write(&damaged, foreign).unwrap();
-    evaluate(&damaged, &["another program"]);
+    evaluate(&damaged, &["no checkpoint", "no key `supernet`"]);
     std::fs::write(&damaged, &sound[..sound.len() - 5]).unwrap();
     evaluate(&damaged, &["damaged or no checkpoint"]);
     let mut flipped = sound.clone();
@@ -212,6 +212,41 @@ fn from_search_to_training_evaluation_and_export() {
     std::fs::write(&checkpoint, &flipped).unwrap();
     refused(&["train", "--out", text(&trained), "--resume"], 2, &["checkpoint.safetensors", "checksum"]);
     refused(&["evaluate", "--checkpoint", text(&model), "--data", "builtin:mnist"], 2, &["model.onnx"]);
+}
+
+#[test]
+fn from_pretraining_to_the_zoo_and_a_warm_start() {
+    let out = folder("zoo");
+    let (run_folder, zoo) = (out.join("pretrain"), out.join("zoo"));
+    let tiny = ["--size", "8x8", "--channels", "2", "--layers", "3", "--epochs", "1", "--batch", "8"];
+    let tiny = [&tiny[..], &["--train-images", "48", "--threads", "1"]].concat();
+    let own = ["pretrain", "--out", text(&run_folder), "--zoo", text(&zoo), "--name", "both", "--licence", "various"];
+    let report = json(&[&own[..], &["--data", "builtin:mnist", "--data", "builtin:emoji"], &tiny[..]].concat());
+    assert_eq!(report["name"], "both");
+    has_numbers(&report, &["validation_accuracy", "epochs", "seconds"]);
+    let listed = run(&["zoo", "list", "--zoo", text(&zoo), "--json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((&listed[0]["name"], &listed[0]["dataset"]), (&"both".into(), &"mnist+emoji".into()));
+    assert_eq!(listed[0]["path"], report["path"]);
+    let shown = json(&["zoo", "show", "both", "--zoo", text(&zoo)]);
+    assert_eq!(shown["licence"], "various");
+    assert_eq!(shown["sources"].as_array().unwrap().len(), 2);
+
+    let warm = out.join("warm");
+    let own = ["search", "--out", text(&warm), "--data", "builtin:fashion", "--zoo", text(&zoo)];
+    let found = json(&[&own[..], &["--warm-start", "both"], &tiny[..]].concat());
+    assert_eq!(found["source"], "both");
+    assert!(found["transfer"][0].as_u64().is_some_and(|copied| copied > 100));
+    assert!(warm.join("transfer.json").exists());
+    let other = out.join("other");
+    let own = ["search", "--out", text(&other), "--data", "builtin:fashion", "--zoo", text(&zoo)];
+    refused(&[&own[..], &["--warm-start", "neither"], &tiny[..]].concat(), 2, &["no entry `neither`", "both"]);
+    assert!(!other.exists());
+    let genotype = warm.join("genotype.json");
+    refused(&["zoo", "add", text(&genotype), "--name", "x", "--zoo", text(&zoo)], 2, &["genotype.json"]);
+    refused(&["zoo", "remove", "neither", "--zoo", text(&zoo)], 2, &["no entry `neither`"]);
+    assert_eq!(run(&["zoo", "verify", "--zoo", text(&zoo)]).status.code(), Some(0));
+    json(&["zoo", "remove", "both", "--zoo", text(&zoo)]);
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn results(
         (images, Draw::Normal(1.0)),
         (weights, Draw::Normal(0.4)),
         (alphas, Draw::Normal(1.0)),
-        (labels, Draw::Below(network.classes)),
+        (labels, Draw::Below(network.heads[0])),
     ]
     .into_iter()
     .enumerate()
@@ -210,7 +210,7 @@ fn compare(geometry: Geometry, n: usize) {
     let network = Supernet::new(SearchSpace::darts(4, 3).expect("a sound space"), geometry, 5);
     let (few, fused) = results(&network, n, |graph, [images, weights, alphas]| {
         let mut pass = Pass::train(graph, &network.layout, weights);
-        network.forward(&mut pass, images, alphas)
+        network.forward(&mut pass, images, alphas, 0)
     });
     let (many, elementary) = results(&network, n, |graph, [images, weights, alphas]| {
         Elementary { graph, layout: &network.layout, weights }.logits(images, alphas, &[false, true, true])

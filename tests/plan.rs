@@ -118,7 +118,7 @@ impl Supernetwork {
         let alphas = graph.state(layout.add("alphas", Shape::vector(network.space.alphas_len())));
         let labels = graph.state(layout.add("labels", Shape::vector(2)));
         let mut pass = Pass::train(&mut graph, &network.layout, weights);
-        let logits = network.forward(&mut pass, images, alphas).expect("the shapes fit");
+        let logits = network.forward(&mut pass, images, alphas, 0).expect("the shapes fit");
         let op = CrossEntropy { smoothing: 0.0 };
         let (loss, _) = CrossEntropy::record(&mut graph, op, logits, labels).expect("a label a row");
         let leaf = if wrt == Wrt::Weights { weights } else { alphas };

@@ -8,7 +8,7 @@ use supernet::Error;
 use supernet::checkpoint::Checkpoint;
 use supernet::config::{SearchConfig, TrainConfig};
 use supernet::run::{Control, Observer, Silent};
-use supernet::search::run::search;
+use supernet::search::search;
 use supernet::search::step::Order;
 use supernet::train::run::{evaluate, train};
 
@@ -69,7 +69,7 @@ impl Observer for StopAfter<'_> {
     fn note(&mut self, _: &str) {}
 }
 
-type Run<'a> = dyn Fn(&Path, bool, &mut Control<'_>) -> supernet::Result<()> + 'a;
+pub type Run<'a> = dyn Fn(&Path, bool, &mut Control<'_>) -> supernet::Result<()> + 'a;
 
 fn whole(run: &Run<'_>, out: &Path) {
     let stop = AtomicBool::new(false);
@@ -107,12 +107,13 @@ fn outcome(out: &Path) -> (String, Vec<serde_json::Value>) {
     (checkpoint.checksum(), records)
 }
 
-fn check_pieces(name: &str, run: &Run<'_>) {
+/// A run and the same run in pieces agree, with a record for each of its epochs.
+pub fn check_pieces(name: &str, epochs: usize, run: &Run<'_>) {
     let (once, pieces) = (folder(&format!("{name}-once")), folder(&format!("{name}-pieces")));
     whole(run, &once);
     assert!(in_pieces(run, &pieces, 2) >= 2, "the run was interrupted more than once");
     assert_eq!(outcome(&once), outcome(&pieces));
-    assert_eq!(outcome(&once).1.len(), 2, "one record an epoch");
+    assert_eq!(outcome(&once).1.len(), epochs, "one record an epoch");
 }
 
 fn check_threads(name: &str, run: &dyn Fn(usize, &Path)) {
@@ -130,7 +131,7 @@ fn check_threads(name: &str, run: &dyn Fn(usize, &Path)) {
 fn a_search_resumes_to_the_same_bits() {
     for order in [Order::First, Order::Second] {
         let config = SearchConfig { order, ..tiny_search() };
-        check_pieces(&format!("search-{order:?}"), &|out, resume, control| {
+        check_pieces(&format!("search-{order:?}"), 2, &|out, resume, control| {
             search(&config, out, resume, control).map(|_| ())
         });
     }
@@ -147,7 +148,7 @@ fn a_search_has_the_same_bits_with_any_number_of_threads() {
 #[test]
 fn a_training_resumes_to_the_same_bits_and_evaluates_as_it_said() {
     let config = tiny_train();
-    check_pieces("train", &|out, resume, control| train(&config, out, resume, control).map(|_| ()));
+    check_pieces("train", 2, &|out, resume, control| train(&config, out, resume, control).map(|_| ()));
     let out = folder("train-evaluate");
     let stop = AtomicBool::new(false);
     let report = train(&config, &out, false, &mut Control { observer: &mut Silent, stop: &stop }).unwrap();

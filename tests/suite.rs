@@ -18,3 +18,4 @@ mod primitives;
 mod runs;
 mod torch;
 mod values;
+mod zoo;

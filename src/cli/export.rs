@@ -43,14 +43,15 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         return Err(Error::usage(format!("--out {}: is a folder; name a file", out.display())));
     }
     let Trained { network, weights, running, meta } = load(&arguments.checkpoint)?;
-    let bytes = to_onnx(&network, &weights, &running, &meta.normalisation, &meta.classes);
+    let source = &meta.sources[0];
+    let bytes = to_onnx(&network, &weights, &running, &source.normalisation, &source.classes);
     write_onnx(out, &bytes)?;
     let report = Report {
         out: out.display().to_string(),
         bytes: bytes.len(),
         parameters: network.parameters(),
         size: meta.size,
-        classes: meta.classes,
+        classes: source.classes.clone(),
     };
     output::print(json, &report, |report| {
         Lines::default()

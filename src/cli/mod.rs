@@ -9,11 +9,13 @@ mod interrupt;
 mod output;
 mod parse;
 mod plan;
+mod pretrain;
 mod progress;
 mod search;
 mod settings;
 mod step;
 mod train;
+mod zoo;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use supernet::Result;
@@ -41,6 +43,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Search(search::Arguments),
+    Pretrain(pretrain::Arguments),
+    Zoo(zoo::Arguments),
     Train(train::Arguments),
     Evaluate(evaluate::Arguments),
     Export(export::Arguments),
@@ -53,12 +57,15 @@ enum Command {
 /// Runs the command of this process's arguments; usage errors, help and version end the process.
 pub fn run() -> Result<()> {
     let command = Cli::command()
+        .mut_subcommand("pretrain", |c| settings::with_defaults(c, &SearchConfig::default()))
         .mut_subcommand("search", |c| settings::with_defaults(c, &SearchConfig::default()))
         .mut_subcommand("train", |c| settings::with_defaults(c, &TrainConfig::default()));
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     let json = cli.json;
     match cli.command {
         Command::Search(arguments) => search::run(&arguments, json),
+        Command::Pretrain(arguments) => pretrain::run(&arguments, json),
+        Command::Zoo(arguments) => zoo::run(&arguments, json),
         Command::Train(arguments) => train::run(&arguments, json),
         Command::Evaluate(arguments) => evaluate::run(&arguments, json),
         Command::Export(arguments) => export::run(&arguments, json),

@@ -1,10 +1,11 @@
 //! `supernet search`.
 
 use clap::Args;
-use supernet::config::SearchConfig;
+use supernet::config::{SCRATCH, SearchConfig};
 use supernet::network::Primitive;
 use supernet::run::{Control, Observer};
-use supernet::search::run::{SearchReport, search};
+use supernet::search::run::SearchReport;
+use supernet::search::search;
 use supernet::{Error, Result};
 
 use super::folder::{self, FolderFlags};
@@ -17,6 +18,7 @@ const AFTER_HELP: &str = "\
 Examples:
   supernet search --data builtin:fashion --channels 8 --layers 5 --epochs 10 --out runs/search
   supernet search --data folder:photos --size 32x32 --order second --seed 1 --out runs/photos
+  supernet search --data folder:photos --channels 8 --layers 5 --epochs 5 --warm-start mnist --zoo zoo --out runs/warm
   supernet search --out runs/search --resume";
 
 /// Search cells for a dataset: trains a supernet by bilevel optimisation and derives a genotype.
@@ -34,6 +36,9 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let prepared = folder::prepare::<SearchConfig>(&arguments.folder, &wanted)?;
     let (settings, resume) = (&prepared.settings, prepared.resume);
     train::limit_threads(settings.threads)?;
+    if settings.data.list().len() > 1 {
+        return Err(Error::usage("a search has one dataset; `supernet pretrain` takes several"));
+    }
     let stop = interrupt::catch()?;
     let mut progress = Progress::new();
     if arguments.folder.resume && !resume {
@@ -50,7 +55,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     output::print(json, &report, lines)
 }
 
-fn lines(report: &SearchReport) -> Lines {
+pub fn lines(report: &SearchReport) -> Lines {
     let cell = |pairs: &[(Primitive, usize)]| {
         let pairs: Vec<String> = pairs.iter().map(|(primitive, state)| format!("{primitive}({state})")).collect();
         pairs.chunks(2).map(|node| node.join(" + ")).collect::<Vec<_>>().join(", ")
@@ -65,5 +70,6 @@ fn lines(report: &SearchReport) -> Lines {
         .add("time of a step", format!("{:.1} ms", 1e3 * report.seconds_per_step))
         .add("memory of the engine", mib(report.peak_bytes))
         .add_some("memory of the process", report.peak_rss_bytes.map(mib))
+        .add("started from", if report.source == SCRATCH { "nothing" } else { &report.source })
         .add("run folder", &report.out)
 }

@@ -13,13 +13,9 @@ use toml::{Table, Value};
 
 use super::parse;
 
-/// Flags that a search and a training share. Names are those of the settings; what is not given is left out.
+/// Flags that all runs share. Names are those of the settings; what is not given is left out.
 #[derive(Args, Serialize)]
 pub struct CommonFlags {
-    /// Dataset: builtin:NAME, or idx:, folder:, cifar:, npz:, meta-album: and a path.
-    #[arg(long, value_name = "SPEC", value_parser = parse::spec)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<String>,
     /// Height and width to which images are brought; as stored where it is not given.
     #[arg(long, value_name = "HxW", value_parser = parse::size)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,9 +89,64 @@ pub struct CommonFlags {
 /// Flags of a search.
 #[derive(Args, Serialize)]
 pub struct SearchFlags {
+    /// Dataset: builtin:NAME, or idx:, folder:, cifar:, npz:, meta-album: and a path.
+    #[arg(long, value_name = "SPEC", value_parser = parse::spec)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
     common: CommonFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    bilevel: BilevelFlags,
+    /// Zoo entry to start from, or none.
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warm_start: Option<String>,
+    /// Folder of the zoo.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zoo: Option<String>,
+    /// What becomes of the source's weights: keep or reset.
+    #[arg(long, value_name = "keep|reset", value_parser = ["keep", "reset"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transfer_weights: Option<String>,
+    /// What becomes of the source's alphas: keep, temper (scale them by --temper) or reset.
+    #[arg(long, value_name = "keep|temper|reset", value_parser = ["keep", "temper", "reset"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transfer_alphas: Option<String>,
+    /// Factor of the alphas where they are tempered.
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temper: Option<f64>,
+    /// Epochs after a transfer in which only the new head learns.
+    #[arg(long, value_name = "E")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head_warm_up: Option<u32>,
+}
+
+/// Flags of a pretraining.
+#[derive(Args, Serialize)]
+pub struct PretrainFlags {
+    /// Dataset: builtin:NAME, or idx:, folder:, cifar:, npz:, meta-album: and a path. Give it once for each dataset.
+    #[arg(long, value_name = "SPEC", value_parser = parse::spec)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    data: Vec<String>,
+    /// How several datasets follow each other: joint (batches of all interleaved) or sequential.
+    #[arg(long, value_name = "joint|sequential", value_parser = ["joint", "sequential"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mixing: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    common: CommonFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    bilevel: BilevelFlags,
+}
+
+/// Flags of what a search and a pretraining share: two halves of the data, two optimisers.
+#[derive(Args, Serialize)]
+pub struct BilevelFlags {
     /// Architecture gradient: first (at the present weights) or second (after one virtual step).
     #[arg(long, value_name = "first|second", value_parser = parse::order)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +176,10 @@ pub struct TrainFlags {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     genotype: Option<String>,
+    /// Dataset: builtin:NAME, or idx:, folder:, cifar:, npz:, meta-album: and a path.
+    #[arg(long, value_name = "SPEC", value_parser = parse::spec)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
     common: CommonFlags,

@@ -102,6 +102,13 @@ pub struct Statistic {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weight(usize);
 
+impl Weight {
+    /// Its place among [`Layout::parameters`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// Handle of running statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Running(usize);

@@ -112,6 +112,22 @@ impl SearchSpace {
         Ok(Self { nodes: 4, edges, channels, layers, stem_multiplier: 3 })
     }
 
+    /// Whether a space that was read from a file makes sense.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let Self { nodes, edges, channels, layers, stem_multiplier } = self;
+        let bounded = (1..=64).contains(nodes) && (1..=1024).contains(layers) && (1..=64).contains(stem_multiplier);
+        if !bounded || !(2..=65536).contains(channels) || channels % 2 == 1 {
+            return Err(format!("{nodes} nodes, {layers} layers, {channels} channels, stem {stem_multiplier}"));
+        }
+        if edges.len() != Self::first_edge(*nodes) || edges.iter().any(Vec::is_empty) {
+            return Err(format!("{} edges, some without primitives, for {nodes} nodes", edges.len()));
+        }
+        Ok(())
+    }
+
     /// Index of the first edge into a node.
     pub fn first_edge(node: usize) -> usize {
         (0..node).map(|i| i + 2).sum()

@@ -1,5 +1,7 @@
 //! The DARTS supernet: stem, cells in which every edge is a mixture of all primitives, classifier.
 
+use std::ops::Range;
+
 use super::cell::Cell;
 use super::parameters::{Kind, Layout, Pass, Weight};
 use super::primitives::BatchNorm;
@@ -53,8 +55,11 @@ impl Classifier {
 
     pub(super) fn record(&self, pass: &mut Pass<'_>, x: Tensor, relu: bool) -> Result<Tensor> {
         let (w, bias) = (pass.weight(self.weight)?, pass.weight(self.bias)?);
-        let op = Dense { kernel: 1, stride: 1, pad: 0, relu, bias: true, statistics: false };
-        Dense::record(pass.graph, op, x, w, Some(bias), None)
+        Dense::record(pass.graph, Self::op(relu), x, w, Some(bias), None)
+    }
+
+    fn op(relu: bool) -> Dense {
+        Dense { kernel: 1, stride: 1, pad: 0, relu, bias: true, statistics: false }
     }
 }
 
@@ -64,21 +69,32 @@ pub struct Supernet {
     pub space: SearchSpace,
     /// Extent of its images.
     pub size: Geometry,
-    /// Classes it tells apart.
-    pub classes: usize,
+    /// Classes that each head tells apart: one head a dataset.
+    pub heads: Vec<usize>,
     /// Its parameters.
     pub layout: Layout,
     stem: Stem,
     cells: Vec<Cell>,
-    classifier: Classifier,
+    classifiers: Vec<Classifier>,
+    /// Weights in front of the heads'.
+    trunk: usize,
 }
 
 /// Purpose of the draws that fill fresh alphas.
 const PURPOSE_ALPHAS: u32 = 17;
 
 impl Supernet {
-    /// Declares the network.
+    /// Declares the network with one head.
     pub fn new(space: SearchSpace, size: Geometry, classes: usize) -> Self {
+        Self::with_heads(space, size, &[classes])
+    }
+
+    /// Declares the network with one head a dataset, each for so many classes; the heads lie behind all other weights.
+    ///
+    /// # Panics
+    /// Without any head.
+    pub fn with_heads(space: SearchSpace, size: Geometry, heads: &[usize]) -> Self {
+        assert!(!heads.is_empty(), "a network has at least one head");
         let mut layout = Layout::default();
         let stem_channels = space.stem_multiplier * space.channels;
         let stem = Stem::declare(&mut layout, size.channels, stem_channels);
@@ -93,8 +109,23 @@ impl Supernet {
             cells.push(Cell::declare(&mut layout, &space, &name, (c_pp, c_p, c), (reduction, reduction_prev)));
             (c_pp, c_p, reduction_prev) = (c_p, space.nodes * c, reduction);
         }
-        let classifier = Classifier::declare(&mut layout, "classifier", c_p, classes);
-        Self { space, size, classes, layout, stem, cells, classifier }
+        let trunk = layout.weights_len();
+        let name = |head: usize| if heads.len() == 1 { "classifier".into() } else { format!("classifiers.{head}") };
+        let declare = |(head, &classes)| Classifier::declare(&mut layout, &name(head), c_p, classes);
+        let classifiers = heads.iter().enumerate().map(declare).collect();
+        Self { space, size, heads: heads.to_vec(), layout, stem, cells, classifiers, trunk }
+    }
+
+    /// Where the weights of the trunk, which all datasets share, lie in the flat vector.
+    pub fn trunk(&self) -> Range<usize> {
+        0..self.trunk
+    }
+
+    /// Where the weights of a head lie in the flat vector.
+    pub fn head(&self, head: usize) -> Range<usize> {
+        let own = &self.layout.parameters()[self.classifiers[head].weight.index()];
+        let bias = &self.layout.parameters()[self.classifiers[head].bias.index()];
+        own.offset..bias.offset + bias.shape.len()
     }
 
     /// Freshly drawn alphas, 1e-3 N(0, 1).
@@ -107,11 +138,44 @@ impl Supernet {
         (0..self.space.alphas_len()).map(normal).collect()
     }
 
-    /// Records the forward; `images` are normalised, `alphas` the flat vector of both cell types. Returns the logits.
+    /// Records the forward through a head; `images` are normalised, `alphas` the flat vector of both cell types. Returns
+    /// the logits.
     ///
     /// # Errors
     /// [`crate::Error::Shape`] if images or alphas do not fit.
-    pub fn forward(&self, pass: &mut Pass<'_>, images: Tensor, alphas: Tensor) -> Result<Tensor> {
+    pub fn forward(&self, pass: &mut Pass<'_>, images: Tensor, alphas: Tensor, head: usize) -> Result<Tensor> {
+        let features = self.features(pass, images, alphas)?;
+        pass.graph.scope("classifier.");
+        let logits = self.classifiers[head].record(pass, features, false)?;
+        pass.graph.scope("");
+        Ok(logits)
+    }
+
+    /// Records the forward through a head whose weights are `flat`, a vector of their own instead of a part of the
+    /// pass's: nothing flows back into the trunk.
+    ///
+    /// # Errors
+    /// As [`Supernet::forward`].
+    pub fn forward_detached(
+        &self,
+        pass: &mut Pass<'_>,
+        images: Tensor,
+        alphas: Tensor,
+        (head, flat): (usize, Tensor),
+    ) -> Result<Tensor> {
+        let features = self.features(pass, images, alphas)?;
+        let classifier = &self.classifiers[head];
+        let start = self.head(head).start;
+        let mut own = |weight: Weight| {
+            let p = &self.layout.parameters()[weight.index()];
+            pass.graph.slice(flat, p.offset - start, p.shape)
+        };
+        let (w, bias) = (own(classifier.weight)?, own(classifier.bias)?);
+        Dense::record(pass.graph, Classifier::op(false), features, w, Some(bias), None)
+    }
+
+    /// Records the trunk; returns the means of its last maps, `n x c`.
+    fn features(&self, pass: &mut Pass<'_>, images: Tensor, alphas: Tensor) -> Result<Tensor> {
         let weights = self.mixing_weights(pass, alphas)?;
         pass.graph.scope("stem.");
         let stem = self.stem.record(pass, images)?;
@@ -121,11 +185,8 @@ impl Supernet {
             let out = cell.record(pass, &self.space, (s0, s1), weights[usize::from(cell.reduction())])?;
             (s0, s1) = (s1, out);
         }
-        pass.graph.scope("classifier.");
-        let pooled = GlobalPool::record(pass.graph, s1);
-        let logits = self.classifier.record(pass, pooled, false)?;
         pass.graph.scope("");
-        Ok(logits)
+        Ok(GlobalPool::record(pass.graph, s1))
     }
 
     /// Softmax of each edge's alphas, flat, for both cell types. Edges with lists of one length share a launch.

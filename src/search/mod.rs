@@ -1,5 +1,10 @@
 //! Bilevel search over a supernet's weights and alphas.
 
+mod halves;
 pub mod run;
 pub mod schedule;
+pub mod session;
 pub mod step;
+pub mod transfer;
+
+pub use session::search;

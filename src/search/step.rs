@@ -3,12 +3,15 @@
 //! Order of DARTS: the alphas move first, on a validation batch, then the weights on a training batch. Running
 //! statistics move once in each of the two forwards, never in the extra passes of the second order.
 
+use std::ops::Range;
+
 use crate::data::{Geometry, Normalisation};
 use crate::error::Result;
 use crate::graph::{Graph, Program, Shape, State, StoreLayout, Tensor};
 use crate::network::parameters::Pass;
 use crate::network::{Layout, Supernet};
 use crate::ops::augment::Augment;
+use crate::ops::elementwise::Linear;
 use crate::ops::loss::{Accumulate, CrossEntropy};
 use crate::ops::optimiser::{Adam, GlobalNorm, Sgd};
 use crate::ops::running::RunningUpdate;
@@ -146,10 +149,12 @@ pub struct SearchStates {
     pub valid: BatchStates,
     /// Sums of the validation batches.
     pub valid_sums: State,
+    /// The head, and with it the dataset, that these states serve.
+    pub head: usize,
 }
 
 impl SearchStates {
-    /// Declares the states of a search with batches of `n`.
+    /// Declares the states of a search with batches of `n` for the first head.
     pub fn declare(layout: &mut StoreLayout, network: &Supernet, n: usize) -> Self {
         let model = ModelStates::declare(layout, &network.layout, n, network.size);
         let alphas = Shape::vector(network.space.alphas_len());
@@ -162,7 +167,17 @@ impl SearchStates {
             alpha_rate: layout.add("alpha learning rate", Shape::vector(1)),
             valid: BatchStates::declare(layout, "validation", n, network.size),
             valid_sums: layout.add("validation sums", Shape::vector(4)),
+            head: 0,
         }
+    }
+
+    /// Declares what another head has to itself: running statistics (those of mixed datasets would fit none of them)
+    /// and sums. Everything else is shared.
+    pub fn for_head(&self, layout: &mut StoreLayout, head: usize) -> Self {
+        let running = layout.add(format!("running {head}"), self.model.running.shape);
+        let train_sums = layout.add(format!("training sums {head}"), Shape::vector(4));
+        let valid_sums = layout.add(format!("validation sums {head}"), Shape::vector(4));
+        Self { model: ModelStates { running, train_sums, ..self.model }, valid_sums, head, ..*self }
     }
 }
 
@@ -185,9 +200,9 @@ fn forward(
     pass: &mut Pass<'_>,
     images: Tensor,
     labels: State,
-    alphas: Tensor,
+    (alphas, head): (Tensor, usize),
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let logits = network.forward(pass, images, alphas)?;
+    let logits = network.forward(pass, images, alphas, head)?;
     let labels = pass.graph.state(labels);
     let (loss, counts) = CrossEntropy::record(pass.graph, CrossEntropy { smoothing: 0.0 }, logits, labels)?;
     Ok((loss, counts, logits))
@@ -256,7 +271,7 @@ pub fn architecture_step_with_radius(
         Order::Second => {
             let images = recipe.input.record(g, &model.train, model.epoch, true);
             let mut pass = Pass::train(g, &network.layout, weights);
-            let (loss, ..) = forward(network, &mut pass, images, model.train.labels, alphas)?;
+            let (loss, ..) = forward(network, &mut pass, images, model.train.labels, (alphas, states.head))?;
             let gradient = g.gradients(loss, &[weights])?[0];
             let op = Unroll { momentum: recipe.optimiser.momentum, decay: recipe.optimiser.decay };
             let inputs = [weights, g.state(model.velocity), gradient, g.state(model.rate)];
@@ -266,7 +281,7 @@ pub fn architecture_step_with_radius(
     let at = unrolled.map_or(weights, |(_, w)| w);
     let images = recipe.input.record(g, &states.valid, model.epoch, true);
     let mut pass = Pass::train(g, &network.layout, at);
-    let (loss, counts, logits) = forward(network, &mut pass, images, states.valid.labels, alphas)?;
+    let (loss, counts, logits) = forward(network, &mut pass, images, states.valid.labels, (alphas, states.head))?;
     let (statistics, segments) = pass.finish();
     let gradient = match unrolled {
         None => g.gradients(loss, &[alphas])?[0],
@@ -277,7 +292,7 @@ pub fn architecture_step_with_radius(
             let mut side = |radius: f64| -> Result<Tensor> {
                 let moved = Perturb::record(g, Perturb { radius }, [weights, d, norm]);
                 let mut pass = Pass::train(g, &network.layout, moved);
-                let (loss, ..) = forward(network, &mut pass, train_images, model.train.labels, alphas)?;
+                let (loss, ..) = forward(network, &mut pass, train_images, model.train.labels, (alphas, states.head))?;
                 Ok(g.gradients(loss, &[alphas])?[0])
             };
             let (plus, minus) = (side(radius)?, side(-radius)?);
@@ -304,21 +319,39 @@ pub fn architecture_step_with_radius(
     Ok(Step { graph, watched })
 }
 
-/// Records the end of a weight step: gradient, norm, SGD, running statistics, sums.
-pub(crate) fn weight_update(
+/// Records SGD on a vector, or on a part of it.
+fn descend(
     g: &mut Graph,
     states: &ModelStates,
     optimiser: &WeightOptimiser,
+    (gradient, norm): (Tensor, Tensor),
+    (weights, velocity): (Tensor, Tensor),
+) {
+    let WeightOptimiser { momentum, decay, clip } = *optimiser;
+    let (rate, flag) = (g.state(states.rate), g.state(states.flag));
+    let outputs = vec![weights.into(), velocity.into(), flag.into()];
+    g.push(Sgd { momentum, decay, clip }, vec![gradient, norm, rate], outputs);
+}
+
+/// Records the end of a weight step: gradient, norm, SGD on the given parts of the weights, running statistics, sums.
+pub(crate) fn weight_update(
+    g: &mut Graph,
+    states: &ModelStates,
+    (optimiser, parts): (&WeightOptimiser, &[Range<usize>]),
     (loss, counts): (Tensor, Tensor),
     (statistics, segments): (Tensor, Vec<crate::ops::running::Segment>),
 ) -> Result<(Tensor, Tensor)> {
     let weights = g.state(states.weights);
     let gradient = g.gradients(loss, &[weights])?[0];
     let norm = GlobalNorm::record(g, gradient, "norm of the weight gradient");
-    let outputs = [states.weights, states.velocity, states.flag].map(|s| g.state(s).into()).to_vec();
-    let rate = g.state(states.rate);
-    let WeightOptimiser { momentum, decay, clip } = *optimiser;
-    g.push(Sgd { momentum, decay, clip }, vec![gradient, norm, rate], outputs);
+    for part in parts {
+        let shape = Shape::vector(part.len());
+        let mut own = |vector: Tensor| g.slice(vector, part.start, shape);
+        let (gradient, weights) = (own(gradient)?, own(weights)?);
+        let velocity = g.state(states.velocity);
+        let velocity = g.slice(velocity, part.start, shape)?;
+        descend(g, states, optimiser, (gradient, norm), (weights, velocity));
+    }
     let running = g.state(states.running);
     RunningUpdate::record(g, RunningUpdate { momentum: 0.1, segments }, statistics, norm, running);
     let sums = g.state(states.train_sums);
@@ -337,9 +370,53 @@ pub fn weight_step(network: &Supernet, states: &SearchStates, recipe: &SearchRec
     let (weights, alphas) = (g.state(model.weights), g.state(states.alphas));
     let images = recipe.input.record(g, &model.train, model.epoch, true);
     let mut pass = Pass::train(g, &network.layout, weights);
-    let (loss, counts, logits) = forward(network, &mut pass, images, model.train.labels, alphas)?;
+    let (loss, counts, logits) = forward(network, &mut pass, images, model.train.labels, (alphas, states.head))?;
     let statistics = pass.finish();
-    let (gradient, norm) = weight_update(g, model, &recipe.optimiser, (loss, counts), statistics)?;
+    // The other datasets' heads rest: they feel neither momentum nor decay.
+    let (trunk, head) = (network.trunk(), network.head(states.head));
+    let parts = match trunk.end == head.start {
+        true => Vec::from([trunk.start..head.end]),
+        false => vec![trunk, head],
+    };
+    let (gradient, norm) = weight_update(g, model, (&recipe.optimiser, &parts), (loss, counts), statistics)?;
+    let watched = Watched {
+        logits: Some(logits),
+        loss: Some(loss),
+        gradient: Some(gradient),
+        norm: Some(norm),
+        ..Watched::default()
+    };
+    Ok(Step { graph, watched })
+}
+
+/// Records a step of the warm-up after a transfer: a new head learns on the training batch while trunk and alphas rest.
+/// The running statistics follow the new images.
+///
+/// # Errors
+/// [`crate::Error::Shape`] if network and batch disagree.
+pub fn head_step(network: &Supernet, states: &SearchStates, recipe: &SearchRecipe) -> Result<Step> {
+    let mut graph = Graph::new();
+    let g = &mut graph;
+    let model = &states.model;
+    let (weights, alphas) = (g.state(model.weights), g.state(states.alphas));
+    let range = network.head(states.head);
+    let own = g.slice(weights, range.start, Shape::vector(range.len()))?;
+    let copy = Linear::record(g, &[(1.0, own)], "weights of the head")?;
+    let images = recipe.input.record(g, &model.train, model.epoch, true);
+    let mut pass = Pass::train(g, &network.layout, weights);
+    let logits = network.forward_detached(&mut pass, images, alphas, (states.head, copy))?;
+    let (statistics, segments) = pass.finish();
+    let labels = g.state(model.train.labels);
+    let (loss, counts) = CrossEntropy::record(g, CrossEntropy { smoothing: 0.0 }, logits, labels)?;
+    let gradient = g.gradients(loss, &[copy])?[0];
+    let norm = GlobalNorm::record(g, gradient, "norm of the head's gradient");
+    let velocity = g.state(model.velocity);
+    let velocity = g.slice(velocity, range.start, Shape::vector(range.len()))?;
+    descend(g, model, &recipe.optimiser, (gradient, norm), (own, velocity));
+    let running = g.state(model.running);
+    RunningUpdate::record(g, RunningUpdate { momentum: 0.1, segments }, statistics, norm, running);
+    let sums = g.state(model.train_sums);
+    g.push(Accumulate, vec![loss, counts], vec![sums.into()]);
     let watched = Watched {
         logits: Some(logits),
         loss: Some(loss),
@@ -361,7 +438,7 @@ pub fn evaluation(network: &Supernet, states: &SearchStates, input: &InputPipeli
     let (weights, alphas) = (g.state(model.weights), g.state(states.alphas));
     let images = input.record(g, &states.valid, model.epoch, false);
     let mut pass = Pass::evaluate(g, &network.layout, weights, model.running);
-    let (loss, counts, logits) = forward(network, &mut pass, images, states.valid.labels, alphas)?;
+    let (loss, counts, logits) = forward(network, &mut pass, images, states.valid.labels, (alphas, states.head))?;
     let sums = g.state(states.valid_sums);
     g.push(Accumulate, vec![loss, counts], vec![sums.into()]);
     let watched = Watched { logits: Some(logits), loss: Some(loss), ..Watched::default() };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::step::{self, TrainRecipe, TrainStates};
-use crate::checkpoint::{Checkpoint, Meta, Network};
+use crate::checkpoint::{Checkpoint, Meta, Network, Source};
 use crate::config::{TrainConfig, check_extent};
 use crate::data::{Geometry, Images, Loader, Normalisation, normalisation, permutation};
 use crate::device::cpu::{Cpu, Executable};
@@ -147,7 +147,7 @@ struct Training<'a> {
 /// Trains the network of a genotype into a run folder, or continues a training.
 ///
 /// # Errors
-/// As [`crate::search::run::search`].
+/// As [`crate::search::search`].
 pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Control<'_>) -> Result<TrainReport> {
     config.check()?;
     let genotype = Genotype::load(&config.genotype)?;
@@ -186,10 +186,7 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
             auxiliary: config.auxiliary > 0.0,
         },
         size,
-        classes: dataset.classes.clone(),
-        dataset: dataset.name.clone(),
-        identity: dataset.identity.clone(),
-        normalisation: norm,
+        sources: vec![Source::new(&dataset, norm)],
         seed: config.seed,
         epoch: 0,
         step: 0,
@@ -375,7 +372,7 @@ pub fn load(path: &Path) -> Result<Trained> {
     };
     genotype.check().map_err(|message| Error::input(path, format!("holds an unsound genotype: {message}")))?;
     let config = DerivedConfig { genotype, channels, layers, auxiliary: false };
-    let network = Derived::new(config, checkpoint.meta.size, checkpoint.meta.classes.len());
+    let network = Derived::new(config, checkpoint.meta.size, checkpoint.meta.sources[0].classes.len());
     let weights = checkpoint.get_weights(path, "", &network.layout)?;
     let running = checkpoint.get_running(path, "", &network.layout)?;
     Ok(Trained { network, weights, running, meta: checkpoint.meta })
@@ -393,15 +390,17 @@ pub fn evaluate(checkpoint: &Path, data: &str, threads: usize) -> Result<Evaluat
     let size = Some((meta.size.height, meta.size.width));
     let channels = Some(meta.size.channels).filter(|c| [1, 3].contains(c));
     let dataset = run::load_dataset(data, size, channels, None, 0)?;
-    if dataset.classes != meta.classes {
+    let source = &meta.sources[0];
+    if dataset.classes != source.classes {
         return Err(Error::usage(format!(
             "{data} has classes {:?}, the checkpoint was trained for {:?}",
-            dataset.classes, meta.classes
+            dataset.classes, source.classes
         )));
     }
     let mut layout = StoreLayout::new();
     let states = TrainStates::declare(&mut layout, &network, EVALUATION_BATCH);
-    let input = InputPipeline { pad: 0, flip: false, cutout: 0, normalisation: meta.normalisation, seed: meta.seed };
+    let input =
+        InputPipeline { pad: 0, flip: false, cutout: 0, normalisation: source.normalisation.clone(), seed: meta.seed };
     let program = step::evaluation(&network, &states, &input)?.program("evaluation", false);
     let mut cpu = Cpu::new(&layout, run::threads(threads))?;
     let exe = cpu.prepare(program)?;

@@ -81,7 +81,8 @@ pub fn train_step(network: &Derived, states: &TrainStates, recipe: &TrainRecipe)
         }
         None => own,
     };
-    let (gradient, norm) = weight_update(g, model, &recipe.optimiser, (loss, counts), statistics)?;
+    let all = 0..network.layout.weights_len();
+    let (gradient, norm) = weight_update(g, model, (&recipe.optimiser, &[all]), (loss, counts), statistics)?;
     let watched = Watched {
         logits: Some(logits),
         loss: Some(loss),

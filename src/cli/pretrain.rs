@@ -1,0 +1,85 @@
+//! `supernet pretrain`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use supernet::checkpoint::Checkpoint;
+use supernet::config::SearchConfig;
+use supernet::run::{Control, Observer};
+use supernet::search::run::SearchReport;
+use supernet::search::search;
+use supernet::zoo::{self, Entry, Zoo};
+use supernet::{Error, Result};
+
+use super::folder::{self, FolderFlags};
+use super::progress::Progress;
+use super::settings::{PretrainFlags, Wanted};
+use super::{interrupt, output, search as search_command, train};
+
+const AFTER_HELP: &str = "\
+Examples:
+  supernet pretrain --data builtin:mnist --channels 8 --layers 5 --epochs 20 --out runs/mnist --zoo zoo --name mnist
+  supernet pretrain --data builtin:mnist --data builtin:emoji --size 28x28 --out runs/two --zoo zoo --name two";
+
+/// Pretrain a supernet on one dataset or on several, and add it to a zoo.
+#[derive(Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Arguments {
+    #[command(flatten)]
+    folder: FolderFlags,
+    #[command(flatten)]
+    settings: PretrainFlags,
+    /// Folder of the zoo.
+    #[arg(long, value_name = "DIR", default_value = "zoo")]
+    zoo: PathBuf,
+    /// Name of the new entry.
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// Licence of the datasets, which the weights carry on.
+    #[arg(long, value_name = "TEXT", default_value = "unknown")]
+    licence: String,
+    /// Replace an entry of that name.
+    #[arg(long)]
+    replace: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    search: SearchReport,
+    name: String,
+    path: String,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
+    // Known before hours of training, not after.
+    zoo::check_name(&arguments.name)?;
+    let zoo = Zoo::new(&arguments.zoo);
+    let path = zoo.file(&arguments.name);
+    if path.exists() && !arguments.replace {
+        return Err(Error::usage(format!("{} exists; choose another --name or give --replace", path.display())));
+    }
+    let wanted = Wanted::new::<SearchConfig>(arguments.folder.config.as_deref(), &arguments.settings)?;
+    let prepared = folder::prepare::<SearchConfig>(&arguments.folder, &wanted)?;
+    let (settings, resume) = (&prepared.settings, prepared.resume);
+    train::limit_threads(settings.threads)?;
+    let stop = interrupt::catch()?;
+    let mut progress = Progress::new();
+    if arguments.folder.resume && !resume {
+        progress.note(folder::NO_CHECKPOINT);
+    }
+    let mut control = Control { observer: &mut progress, stop: &stop };
+    let out = &arguments.folder.out;
+    let report = search(settings, out, resume, &mut control).inspect_err(|error| {
+        if !matches!(error, Error::Interrupted { .. } | Error::NonFinite(_)) {
+            prepared.undo(out);
+        }
+    })?;
+    drop(progress);
+    let file = out.join("checkpoint.safetensors");
+    let entry = Entry::from_checkpoint(&Checkpoint::load(&file)?, &file, &arguments.name, &arguments.licence)?;
+    let path = zoo.add(&entry, arguments.replace)?.display().to_string();
+    let report = Report { search: report, name: arguments.name.clone(), path };
+    output::print(json, &report, |r| search_command::lines(&r.search).add("zoo entry", &r.path))
+}
