@@ -11,9 +11,7 @@ use super::schedule::cosine;
 use super::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, WeightOptimiser};
 use crate::checkpoint::{Checkpoint, Meta, Network};
 use crate::config::SearchConfig;
-use crate::data::{
-    Batch, Dataset, Geometry, Images, Loader, Normalisation, normalisation, permutation, stratified_split,
-};
+use crate::data::{Dataset, Geometry, Images, Loader, Normalisation, normalisation, permutation, stratified_split};
 use crate::device::cpu::{Cpu, Executable};
 use crate::error::{Error, Result};
 use crate::graph::plan::check_memory;
@@ -48,25 +46,6 @@ pub struct SearchReport {
     pub peak_rss_bytes: Option<usize>,
     /// The run folder.
     pub out: String,
-}
-
-/// Time of whole search steps.
-#[derive(Clone, Debug, Serialize)]
-pub struct StepReport {
-    /// Median.
-    pub milliseconds: f64,
-    /// Fastest.
-    pub milliseconds_min: f64,
-    /// Bytes that the engine allocated.
-    pub peak_bytes: usize,
-    /// High-water mark of the process.
-    pub peak_rss_bytes: Option<usize>,
-    /// Steps timed.
-    pub steps: usize,
-    /// Threads used.
-    pub threads: usize,
-    /// Time of each kind of op in one architecture and one weight step: name, milliseconds, count.
-    pub profile: Vec<(String, f64, usize)>,
 }
 
 /// What a configuration needs, without running it.
@@ -129,7 +108,8 @@ impl Setup {
         Ok(Self { network, layout, states, architecture, weight, evaluation })
     }
 
-    fn initialise(&self, cpu: &mut Cpu, seed: u64) {
+    /// Fills weights, statistics and alphas as a search starts.
+    pub fn initialise(&self, cpu: &mut Cpu, seed: u64) {
         let s = &self.states;
         cpu.state_mut(s.model.weights).copy_from_slice(&self.network.layout.initial_weights(seed));
         cpu.state_mut(s.model.running).copy_from_slice(&self.network.layout.initial_running());
@@ -166,76 +146,6 @@ pub fn plan(config: &SearchConfig, classes: usize, size: Geometry) -> Result<Pla
         launches_step: step.launches,
         flops_step: step.flops,
         bytes_step: step.bytes,
-    })
-}
-
-/// Times whole steps (architecture and weight half, clip and both optimisers) on synthetic images, with the very
-/// programs of [`search`].
-///
-/// # Errors
-/// As [`plan`], and [`Error::Memory`].
-pub fn time_steps(
-    config: &SearchConfig,
-    classes: usize,
-    size: Geometry,
-    warmup: usize,
-    steps: usize,
-) -> Result<StepReport> {
-    config.check()?;
-    if steps == 0 {
-        return Err(Error::usage("--steps is 0; at least one step must be timed"));
-    }
-    let batch = config.batch;
-    let setup = Setup::new(config, classes, size, batch, plain_normalisation(size.channels))?;
-    let threads = run::threads(config.threads);
-    let mut cpu = Cpu::new(&setup.layout, threads)?;
-    setup.initialise(&mut cpu, config.seed);
-    let s = setup.states;
-    for (part, states) in [s.model.train, s.valid].into_iter().enumerate() {
-        let stream = crate::random::Stream::new(config.seed, 64 + part as u32);
-        let pixels = (0..states.pixels.shape.len()).map(|i| (stream.block(0, i as u32)[0] >> 24) as f32).collect();
-        let labels = (0..batch).map(|i| (i % classes) as f32).collect();
-        let indices = (0..batch).map(|i| i as f32).collect();
-        run::stage(&mut cpu, &states, &Batch { pixels, labels, indices, rows: batch });
-    }
-    cpu.state_mut(s.model.rate)[0] = config.learning_rate as f32;
-    cpu.state_mut(s.alpha_rate)[0] = config.alpha_learning_rate as f32;
-    let architecture = cpu.prepare(setup.architecture)?;
-    let weight = cpu.prepare(setup.weight)?;
-    let mut times = Vec::with_capacity(steps);
-    for step in 0..warmup + steps {
-        let start = Instant::now();
-        cpu.run(&architecture);
-        cpu.run(&weight);
-        if step >= warmup {
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    if cpu.state(s.model.flag)[0] != 0.0 {
-        return Err(Error::NonFinite("a gradient of the timed steps was not finite; the times mean nothing".into()));
-    }
-    times.sort_by(f64::total_cmp);
-    let peak_rss_bytes = run::peak_rss_bytes();
-    let mut profile: Vec<(String, f64, usize)> = Vec::new();
-    for exe in [&architecture, &weight] {
-        for (name, seconds, count) in cpu.profile(exe, 1) {
-            let at = profile.iter().position(|p| p.0 == name).unwrap_or_else(|| {
-                profile.push((name.into(), 0.0, 0));
-                profile.len() - 1
-            });
-            profile[at].1 += seconds * 1e3;
-            profile[at].2 += count;
-        }
-    }
-    profile.sort_by(|a, b| b.1.total_cmp(&a.1));
-    Ok(StepReport {
-        milliseconds: times[times.len() / 2],
-        milliseconds_min: times[0],
-        peak_bytes: cpu.peak_bytes(),
-        peak_rss_bytes,
-        steps,
-        threads,
-        profile,
     })
 }
 
