@@ -81,7 +81,7 @@ impl Prepared {
     /// Runs up to the first timed op again: memory of its inputs may have served later ops.
     fn restore(&mut self) {
         let first = self.built.ops[0].start;
-        self.cpu.run_ops(&self.exe, &[0..first]);
+        self.cpu.run_ops(&self.exe, std::slice::from_ref(&(0..first)));
     }
 
     /// Runs the timed ops so many times.
