@@ -45,6 +45,9 @@ pub enum Error {
     /// A computation gave NaN or infinity.
     #[error("{0}")]
     NonFinite(String),
+    /// A kernel computes something else than the reference.
+    #[error("{0}")]
+    Parity(String),
     /// The user asked to stop; a checkpoint was written.
     #[error("interrupted; the state is saved in {}, continue with --resume", checkpoint.display())]
     Interrupted {

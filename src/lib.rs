@@ -1,5 +1,6 @@
 //! `supernet`: neural architecture search that starts from pretrained DARTS supernets, on a kernel engine of its own.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod export;
 pub mod files;
 pub mod graph;
+pub mod machine;
 pub mod network;
 pub mod ops;
 pub mod random;

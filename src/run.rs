@@ -118,6 +118,15 @@ impl RunFolder {
     }
 }
 
+/// Where decoded image folders are kept between runs: `SUPERNET_CACHE`, else `supernet` in the user's cache folder. None
+/// where neither is known, or `SUPERNET_CACHE` is empty.
+pub fn cache_folder() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let base = || variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    let folder = variable("SUPERNET_CACHE").or_else(|| base().map(|base| base.join("supernet")));
+    folder.filter(|folder| !folder.as_os_str().is_empty())
+}
+
 /// Loads a dataset for a run, with at most `limit` training images.
 ///
 /// # Errors
@@ -130,7 +139,8 @@ pub fn load_dataset(
     seed: u64,
 ) -> Result<Dataset> {
     let spec: Spec = spec.parse()?;
-    let mut dataset = crate::data::load(&spec, &LoadOptions { size, channels, ..LoadOptions::default() })?;
+    let options = LoadOptions { size, channels, cache: cache_folder(), ..LoadOptions::default() };
+    let mut dataset = crate::data::load(&spec, &options)?;
     if let Some(limit) = limit {
         let classes = dataset.classes.len();
         if limit < 2 * classes {

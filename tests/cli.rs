@@ -26,30 +26,31 @@ const TINY: [&str; 16] = [
     "1",
 ];
 
-fn folder(name: &str) -> PathBuf {
+pub fn folder(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("supernet-cli-{}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir_all(&path).unwrap();
     path
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_supernet"));
     command.args(arguments).env("SUPERNET_DATA", concat!(env!("CARGO_MANIFEST_DIR"), "/data/builtin"));
+    command.env("SUPERNET_CACHE", "");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub fn run(arguments: &[&str]) -> Output {
     command(arguments).output().unwrap()
 }
 
 /// The one JSON object of a command that must succeed.
-fn json(arguments: &[&str]) -> Value {
+pub fn json(arguments: &[&str]) -> Value {
     let output = run(&[arguments, &["--json"]].concat());
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}: {errors}");
@@ -59,7 +60,7 @@ fn json(arguments: &[&str]) -> Value {
 }
 
 /// A command that must fail: its status, nothing on standard output, and a message with all the parts.
-fn refused(arguments: &[&str], status: i32, parts: &[&str]) {
+pub fn refused(arguments: &[&str], status: i32, parts: &[&str]) {
     for form in [&[][..], &["--json"]] {
         check_refusal(&run(&[arguments, form].concat()), arguments, status, parts);
     }

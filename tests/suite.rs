@@ -1,5 +1,7 @@
 //! All integration tests, in one binary.
 
+#[cfg(all(unix, feature = "cli"))]
+mod bench;
 mod cases;
 mod cells;
 #[cfg(all(feature = "cli", unix))]

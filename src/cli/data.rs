@@ -52,7 +52,8 @@ struct Report {
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let spec: Spec = arguments.spec.parse()?;
-    let dataset = load(&spec, &LoadOptions { size: arguments.size, ..LoadOptions::default() })?;
+    let cache = supernet::run::cache_folder();
+    let dataset = load(&spec, &LoadOptions { size: arguments.size, cache, ..LoadOptions::default() })?;
     if let Some(path) = &arguments.contact_sheet {
         if path.is_dir() {
             return Err(Error::usage(format!("--contact-sheet {}: is a folder; name a file", path.display())));

@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use supernet::Result;
 use supernet::cpu::micro::Level;
+use supernet::machine::{cores, level_name, memory, model_name};
 
 use super::output::{self, Lines, mib};
 
@@ -54,7 +55,7 @@ pub fn run(json: bool) -> Result<()> {
     let cpu = Device::Cpu {
         available: true,
         name: model_name(),
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        cores: cores(),
         levels: Level::available().into_iter().map(level_name).collect(),
         level: level_name(Level::detect()),
         memory_bytes: memory("MemTotal:"),
@@ -77,26 +78,4 @@ fn lines(report: &Report) -> Lines {
         Device::Cuda { reason, .. } => lines.add("cuda", reason),
         Device::Wgpu { reason, .. } => lines.add("wgpu", reason),
     })
-}
-
-fn level_name(level: Level) -> &'static str {
-    match level {
-        Level::Portable => "portable",
-        Level::Avx2 => "avx2",
-        Level::Avx512 => "avx512",
-    }
-}
-
-/// Where the system tells it.
-fn model_name() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_string())
-}
-
-/// A line of the system's memory table, in bytes.
-fn memory(label: &str) -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with(label))?;
-    line.split_whitespace().nth(1)?.parse::<usize>().ok().map(|kib| kib << 10)
 }

@@ -1,5 +1,6 @@
 //! Commands and their arguments. Each command has a file of its own: its arguments, what it runs, its report.
 
+mod bench;
 mod data;
 mod devices;
 mod evaluate;
@@ -13,7 +14,6 @@ mod pretrain;
 mod progress;
 mod search;
 mod settings;
-mod step;
 mod train;
 mod zoo;
 
@@ -51,7 +51,9 @@ enum Command {
     Devices(devices::Arguments),
     Data(data::Arguments),
     Plan(plan::Arguments),
-    Step(step::Arguments),
+    /// Measure kernels, whole steps or the image loader.
+    Bench(bench::Arguments),
+    Step(bench::step::Arguments),
 }
 
 /// Runs the command of this process's arguments; usage errors, help and version end the process.
@@ -72,6 +74,7 @@ pub fn run() -> Result<()> {
         Command::Devices(_) => devices::run(json),
         Command::Data(arguments) => data::run(&arguments, json),
         Command::Plan(arguments) => plan::run(&arguments, json),
-        Command::Step(arguments) => step::run(&arguments, json),
+        Command::Bench(arguments) => bench::run(&arguments, json),
+        Command::Step(arguments) => bench::step::run(&arguments, json),
     }
 }

@@ -34,11 +34,16 @@ impl std::fmt::Display for Lines {
 
 /// Prints a report in the form that was asked for. A reader that closed the pipe is no failure.
 pub fn print<R: Serialize>(json: bool, report: &R, lines: impl FnOnce(&R) -> Lines) -> Result<()> {
+    print_text(json, report, |report| lines(report).to_string())
+}
+
+/// The same for a report for people that is more than lines.
+pub fn print_text<R: Serialize>(json: bool, report: &R, text: impl FnOnce(&R) -> String) -> Result<()> {
     let text = if json {
         let object = serde_json::to_string(report).map_err(std::io::Error::from);
         object.map_err(Error::io("standard output", "encode the report for"))? + "\n"
     } else {
-        lines(report).to_string()
+        text(report)
     };
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -5,6 +5,7 @@
 //! of kernels chosen once at run time for the instruction set that the machine has.
 
 mod augment;
+pub mod ceiling;
 mod common;
 mod dense;
 mod flat;

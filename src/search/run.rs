@@ -1,19 +1,16 @@
-//! The programs of a search for one configuration: what they need, and how long their steps take.
-
-use std::time::Instant;
+//! The programs of a search for one configuration, and what they need.
 
 use serde::Serialize;
 
 use super::step::{self, InputPipeline, SearchRecipe, SearchStates, WeightOptimiser};
 use crate::config::{SearchConfig, check_extent};
-use crate::data::{Batch, Geometry, Normalisation};
+use crate::data::{Geometry, Normalisation};
 use crate::device::cpu::Cpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::plan::check_memory;
 use crate::graph::{Program, StoreLayout};
 use crate::network::{Genotype, SearchSpace, Supernet};
 use crate::ops::optimiser::Adam;
-use crate::run;
 
 /// What a search found and took.
 #[derive(Clone, Debug, Serialize)]
@@ -40,25 +37,6 @@ pub struct SearchReport {
     pub transfer: Option<[usize; 3]>,
     /// The run folder.
     pub out: String,
-}
-
-/// Time of whole search steps.
-#[derive(Clone, Debug, Serialize)]
-pub struct StepReport {
-    /// Median.
-    pub milliseconds: f64,
-    /// Fastest.
-    pub milliseconds_min: f64,
-    /// Bytes that the engine allocated.
-    pub peak_bytes: usize,
-    /// High-water mark of the process.
-    pub peak_rss_bytes: Option<usize>,
-    /// Steps timed.
-    pub steps: usize,
-    /// Threads used.
-    pub threads: usize,
-    /// Time of each kind of op in one architecture and one weight step: name, milliseconds, count.
-    pub profile: Vec<(String, f64, usize)>,
 }
 
 /// What a configuration needs, without running it.
@@ -154,7 +132,7 @@ impl Setup {
         Ok(Self { network, layout, tasks, peak_bytes })
     }
 
-    pub(super) fn initialise(&self, cpu: &mut Cpu, seed: u64) {
+    pub fn initialise(&self, cpu: &mut Cpu, seed: u64) {
         let s = &self.tasks[0].states;
         cpu.state_mut(s.model.weights).copy_from_slice(&self.network.layout.initial_weights(seed));
         cpu.state_mut(s.alphas).copy_from_slice(&self.network.initial_alphas(seed));
@@ -193,76 +171,5 @@ pub fn plan(config: &SearchConfig, classes: usize, size: Geometry) -> Result<Pla
         launches_step: step.launches,
         flops_step: step.flops,
         bytes_step: step.bytes,
-    })
-}
-
-/// Times whole steps (architecture and weight half, clip and both optimisers) on synthetic images, with the very
-/// programs of [`search`].
-///
-/// # Errors
-/// As [`plan`], and [`Error::Memory`].
-pub fn time_steps(
-    config: &SearchConfig,
-    classes: usize,
-    size: Geometry,
-    warmup: usize,
-    steps: usize,
-) -> Result<StepReport> {
-    config.check()?;
-    if steps == 0 {
-        return Err(Error::usage("--steps is 0; at least one step must be timed"));
-    }
-    let batch = config.batch;
-    let mut setup = Setup::new(config, &[(classes, plain_normalisation(size.channels))], size, batch)?;
-    let threads = run::threads(config.threads);
-    let mut cpu = Cpu::new(&setup.layout, threads)?;
-    setup.initialise(&mut cpu, config.seed);
-    let task = setup.tasks.remove(0);
-    let s = task.states;
-    for (part, states) in [s.model.train, s.valid].into_iter().enumerate() {
-        let stream = crate::random::Stream::new(config.seed, 64 + part as u32);
-        let pixels = (0..states.pixels.shape.len()).map(|i| (stream.block(0, i as u32)[0] >> 24) as f32).collect();
-        let labels = (0..batch).map(|i| (i % classes) as f32).collect();
-        let indices = (0..batch).map(|i| i as f32).collect();
-        run::stage(&mut cpu, &states, &Batch { pixels, labels, indices, rows: batch });
-    }
-    cpu.state_mut(s.model.rate)[0] = config.learning_rate as f32;
-    cpu.state_mut(s.alpha_rate)[0] = config.alpha_learning_rate as f32;
-    let architecture = cpu.prepare(task.architecture)?;
-    let weight = cpu.prepare(task.weight)?;
-    let mut times = Vec::with_capacity(steps);
-    for step in 0..warmup + steps {
-        let start = Instant::now();
-        cpu.run(&architecture);
-        cpu.run(&weight);
-        if step >= warmup {
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    if cpu.state(s.model.flag)[0] != 0.0 {
-        return Err(Error::NonFinite("a gradient of the timed steps was not finite; the times mean nothing".into()));
-    }
-    times.sort_by(f64::total_cmp);
-    let peak_rss_bytes = run::peak_rss_bytes();
-    let mut profile: Vec<(String, f64, usize)> = Vec::new();
-    for exe in [&architecture, &weight] {
-        for (name, seconds, count) in cpu.profile(exe, 1) {
-            let at = profile.iter().position(|p| p.0 == name).unwrap_or_else(|| {
-                profile.push((name.into(), 0.0, 0));
-                profile.len() - 1
-            });
-            profile[at].1 += seconds * 1e3;
-            profile[at].2 += count;
-        }
-    }
-    profile.sort_by(|a, b| b.1.total_cmp(&a.1));
-    Ok(StepReport {
-        milliseconds: times[times.len() / 2],
-        milliseconds_min: times[0],
-        peak_bytes: cpu.peak_bytes(),
-        peak_rss_bytes,
-        steps,
-        threads,
-        profile,
     })
 }

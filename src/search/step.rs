@@ -375,7 +375,7 @@ pub fn weight_step(network: &Supernet, states: &SearchStates, recipe: &SearchRec
     // The other datasets' heads rest: they feel neither momentum nor decay.
     let (trunk, head) = (network.trunk(), network.head(states.head));
     let parts = match trunk.end == head.start {
-        true => Vec::from([trunk.start..head.end]),
+        true => std::iter::once(trunk.start..head.end).collect(),
         false => vec![trunk, head],
     };
     let (gradient, norm) = weight_update(g, model, (&recipe.optimiser, &parts), (loss, counts), statistics)?;

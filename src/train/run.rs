@@ -61,16 +61,22 @@ pub struct EvaluateReport {
 }
 
 /// The network, its states and its programs for one configuration.
-struct Setup {
-    network: Derived,
-    layout: StoreLayout,
-    states: TrainStates,
-    train: Program,
-    evaluation: Program,
+pub(crate) struct Setup {
+    pub network: Derived,
+    pub layout: StoreLayout,
+    pub states: TrainStates,
+    pub train: Program,
+    pub evaluation: Program,
 }
 
 impl Setup {
-    fn new(config: &TrainConfig, classes: usize, size: Geometry, batch: usize, norm: Normalisation) -> Result<Self> {
+    pub fn new(
+        config: &TrainConfig,
+        classes: usize,
+        size: Geometry,
+        batch: usize,
+        norm: Normalisation,
+    ) -> Result<Self> {
         check_extent(batch, size, config.channels)?;
         let derived = DerivedConfig {
             genotype: Genotype::load(&config.genotype)?,
@@ -99,6 +105,13 @@ impl Setup {
         let evaluation = step::evaluation(&network, &states, &input)?.program("evaluation", false);
         check_memory(&[&train, &evaluation], &layout, config.memory_limit.map(|mib| mib << 20))?;
         Ok(Self { network, layout, states, train, evaluation })
+    }
+
+    /// Fills weights and statistics as a training starts.
+    pub fn initialise(&self, cpu: &mut Cpu, seed: u64) {
+        let model = &self.states.model;
+        cpu.state_mut(model.weights).copy_from_slice(&self.network.layout.initial_weights(seed));
+        cpu.state_mut(model.running).copy_from_slice(&self.network.layout.initial_running());
     }
 }
 

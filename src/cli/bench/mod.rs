@@ -1,0 +1,83 @@
+//! `supernet bench`: one file a kind of bench.
+
+mod kernels;
+mod loader;
+pub mod step;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand, ValueEnum};
+use supernet::Result;
+use supernet::bench::chart::Chart;
+use supernet::bench::compare::Earlier;
+use supernet::files::write_atomically;
+use supernet::machine::Machine;
+use supernet::run::threads;
+
+/// Measure kernels, whole steps or the image loader.
+#[derive(Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    Kernels(kernels::Arguments),
+    Step(step::Arguments),
+    Loader(loader::Arguments),
+}
+
+/// Flags that all benches have.
+#[derive(Args)]
+pub struct Common {
+    /// Device to measure.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
+    /// Threads; 0 for all cores.
+    #[arg(long, value_name = "T", default_value_t = 0)]
+    threads: u16,
+    /// An earlier result (`--json`) of the same bench on this machine: say what changed by more than the noise.
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// Write a picture.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+impl Common {
+    fn threads(&self) -> usize {
+        match self.device {
+            Device::Cpu => threads(self.threads.into()),
+        }
+    }
+
+    /// The result to compare with, read before anything is measured: a bad file should not cost minutes.
+    fn earlier(&self, bench: &str) -> Result<Option<Earlier>> {
+        self.earlier_on(bench, self.threads())
+    }
+
+    /// The same for a bench that has a number of threads of its own.
+    fn earlier_on(&self, bench: &str, threads: usize) -> Result<Option<Earlier>> {
+        let load = |path: &PathBuf| Earlier::load(path, bench, &Machine::here(threads));
+        self.compare.as_ref().map(load).transpose()
+    }
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, ValueEnum)]
+enum Device {
+    Cpu,
+}
+
+fn draw(path: Option<&Path>, chart: impl FnOnce() -> Chart) -> Result<()> {
+    path.map_or(Ok(()), |path| write_atomically(path, chart().svg().as_bytes()))
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
+    match &arguments.bench {
+        Bench::Kernels(arguments) => kernels::run(arguments, json),
+        Bench::Step(arguments) => step::run(arguments, json),
+        Bench::Loader(arguments) => loader::run(arguments, json),
+    }
+}
