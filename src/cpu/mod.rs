@@ -18,3 +18,4 @@ mod separable_backward;
 pub mod simd;
 #[cfg(test)]
 mod tests;
+pub mod transport;
