@@ -394,6 +394,8 @@ pub(super) unsafe fn update_potentials<V: Vector>(a: &PotentialUpdate) {
 }
 
 /// See [`super::Micro`].
+// The type only names the instruction set, for which the compiler vectorises the lanes.
+#[allow(clippy::extra_unused_type_parameters)]
 #[inline(always)]
 pub(super) unsafe fn deviation<V: Vector>(weights: *const f32, x: *const f32, y: *const f32, n: usize) -> [f32; 3] {
     const SIDE: usize = 16;
@@ -457,6 +459,8 @@ pub struct PlanRows {
 }
 
 /// See [`super::Micro`].
+// The type only names the instruction set, for which the compiler vectorises the lanes.
+#[allow(clippy::extra_unused_type_parameters)]
 #[inline(always)]
 pub(super) unsafe fn plan_rows<V: Vector>(a: &PlanRows) {
     // SAFETY: the caller's contract: all rows have `m` elements.
@@ -513,6 +517,8 @@ pub struct Transform {
 }
 
 /// See [`super::Micro`].
+// The type only names the instruction set, for which the compiler vectorises the lanes.
+#[allow(clippy::extra_unused_type_parameters)]
 #[inline(always)]
 pub(super) unsafe fn transform<V: Vector>(a: &Transform) {
     // SAFETY: the caller's contract: all rows have `m` elements.
