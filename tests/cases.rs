@@ -24,6 +24,7 @@ use supernet::ops::running::{RunningUpdate, Segment};
 use supernet::ops::second_order::{HessianTerm, Perturb, Unroll};
 use supernet::ops::separable::{BranchInput, Separable};
 use supernet::ops::softmax::Softmax;
+use supernet::ops::transport::{Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Table};
 use supernet::ops::{Op, Real};
 use supernet::random::{Stream, normal, uniform};
 use supernet::{Error, Result};
@@ -1115,7 +1116,79 @@ pub const CASES: &[Case] = &[
         s.seen(mean);
         Ok(())
     }),
+    Case::new("transport: falling eps", TRANSPORT, |s| {
+        transport(s, RAGGED, Rule::Alternating, (9, false), [4.0, 0.1, 0.5, -1.0, 1e6, 0.0, 0.0, 0.0])
+    }),
+    Case::new("transport: stored kernels, one stopping early", TRANSPORT, |s| {
+        transport(s, RAGGED, Rule::Alternating, (40, true), [1.0, 0.2, 0.5, -1.0, 30.0, 0.0, 0.0, 0.0])
+    }),
+    Case::new("transport: sums beyond the range of the present potentials", TRANSPORT, |s| {
+        transport(s, RAGGED, Rule::Alternating, (3, true), [0.004, 0.004, 0.5, -1.0, 1e6, 0.0, 0.0, 0.0])
+    }),
+    Case::new("transport: missed marginals", TRANSPORT, |s| {
+        transport(s, RAGGED, Rule::Alternating, (8, true), [2.0, 0.3, 0.5, -1.0, 1e6, 0.7, 0.0, 0.0])
+    }),
+    Case::new("transport: the schedule of GeomLoss", TRANSPORT, |s| {
+        transport(s, RAGGED, Rule::Annealed, (20, false), [9.0, 0.05, 0.25, -1.0, 1e6, 0.0, 5.0, 0.0])
+    }),
+    Case::new("transport: blocks of rows spread over threads", TRANSPORT, |s| {
+        let sizes = [(531, 520, false), (7, 9, false)];
+        transport(s, &sizes, Rule::Alternating, (8, true), [2.0, 0.3, 0.5, -1.0, 1e6, 0.0, 0.0, 0.0])
+    }),
 ];
+
+/// A solver of some problems `(n, m, symmetric)` with random points, labels and weights; `schedule` is the row of each
+/// problem. Everything that it computes is compared, the costs included.
+fn transport(
+    s: &mut Setup,
+    problems: &[(usize, usize, bool)],
+    rule: Rule,
+    (iterations, kernel): (usize, bool),
+    schedule: [f64; SCHEDULE],
+) -> Result<()> {
+    const D: usize = 5;
+    let (mut table, mut rows) = (Table::default(), 0);
+    let mut weights: Vec<f64> = Vec::new();
+    for (number, &(n, m, symmetric)) in problems.iter().enumerate() {
+        let y = if symmetric { rows } else { rows + n };
+        table.push((n, rows), (m, y), symmetric)?;
+        rows = y + m;
+        for (side, len) in [n, m].into_iter().take(if symmetric { 1 } else { 2 }).enumerate() {
+            let drawn = draw(number as u64, side as u64, len, Draw::Positive);
+            let sum: f64 = drawn.iter().sum();
+            weights.extend(drawn.iter().map(|w| f64::from((w / sum) as f32)));
+            weights.resize(weights.len().next_multiple_of(16), 0.0);
+        }
+    }
+    let table = std::sync::Arc::new(table);
+    let points = s.constant(Shape::matrix(rows, D), Draw::Normal(0.5));
+    let labels = s.constant(Shape::vector(rows), Draw::Below(3));
+    let w = s.constant(Shape::matrix(3, 3), Draw::Positive);
+    let cost = s.state(Shape::vector(table.costs), Draw::Constant(0.0));
+    let weight = s.state(Shape::vector(table.potentials), Draw::Constant(0.0));
+    s.set(&weights);
+    let plan = s.state(Shape::matrix(problems.len(), SCHEDULE), Draw::Constant(0.0));
+    s.set(&schedule.repeat(problems.len()));
+    let potentials = s.state(Shape::vector(table.potentials), Draw::Constant(0.0));
+    let status = s.state(Shape::matrix(problems.len(), STATUS), Draw::Constant(0.0));
+    for state in [cost, potentials, status] {
+        s.watch(state);
+    }
+    let [cost, weights, schedule, potentials, status] =
+        [cost, weight, plan, potentials, status].map(|x| s.graph.state(x));
+    let op = PairCost { table: table.clone(), point_scale: 0.5, label_scale: 0.25 };
+    PairCost::record(&mut s.graph, op, points, Some((labels, w)), cost)?;
+    let tensors = SinkhornTensors { cost, weights, schedule, potentials, status };
+    Sinkhorn::record(&mut s.graph, Sinkhorn { table: table.clone(), iterations, rule, kernel }, tensors)?;
+    let rows = Certificate::record(&mut s.graph, Certificate { table }, tensors)?;
+    s.seen(rows);
+    Ok(())
+}
+
+/// Sizes around whole vectors and blocks of rows.
+const RAGGED: &[(usize, usize, bool)] =
+    &[(1, 1, false), (5, 33, false), (64, 16, false), (70, 129, false), (20, 20, true), (200, 3, false)];
+const TRANSPORT: &[&str] = &["pair_cost", "sinkhorn", "transport_certificate"];
 
 impl Case {
     const fn within(self, tolerance: f64) -> Self {

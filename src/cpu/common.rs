@@ -41,7 +41,7 @@ pub struct TileAreas {
 }
 
 /// An area of tile memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TileArea(usize);
 
 impl TileAreas {

@@ -6,7 +6,7 @@ use super::augment::AugmentKernel;
 use super::micro::Micro;
 use super::separable::SeparableKernel;
 use super::separable_backward::SeparableBackwardKernel;
-use super::{dense, flat, mixture, pool, reduce};
+use super::{dense, flat, mixture, pool, reduce, transport};
 use crate::device::view::{Io, View};
 use crate::ops::Op;
 
@@ -82,6 +82,7 @@ fn tuned(launch: &Launch<'_>) -> Option<Box<dyn Kernel>> {
         Op::Adam(op) => boxed(flat::AdamKernel::new(op, launch)),
         Op::Affine(op) => boxed(Some(flat::AffineKernel::new(op, launch))),
         Op::Augment(op) => boxed(AugmentKernel::new(op, launch)),
+        Op::Certificate(op) => boxed(transport::CertificateKernel::new(op, launch)),
         Op::Dense(op) => boxed(dense::DenseKernel::new(op, launch)),
         Op::DenseBackward(op) => boxed(dense::DenseBackwardKernel::new(op, launch)),
         Op::Fill(op) => boxed(flat::FillKernel::new(op, launch)),
@@ -91,6 +92,7 @@ fn tuned(launch: &Launch<'_>) -> Option<Box<dyn Kernel>> {
         Op::Linear(op) => boxed(Some(flat::LinearKernel::new(op, launch))),
         Op::Mixture(op) => boxed(Some(mixture::MixtureKernel::new(op, launch))),
         Op::MixtureBackward(op) => boxed(mixture::MixtureBackwardKernel::new(op, launch)),
+        Op::PairCost(op) => boxed(transport::PairCostKernel::new(op, launch)),
         Op::Perturb(op) => boxed(flat::PerturbKernel::new(op, launch)),
         Op::Pool(op) => boxed(pool::PoolKernel::new(op, launch)),
         Op::PoolBackward(op) => boxed(pool::PoolBackwardKernel::new(op, launch)),
@@ -99,6 +101,7 @@ fn tuned(launch: &Launch<'_>) -> Option<Box<dyn Kernel>> {
         Op::Separable(op) => boxed(SeparableKernel::new(op, launch)),
         Op::SeparableBackward(op) => boxed(SeparableBackwardKernel::new(op, launch)),
         Op::Sgd(op) => boxed(flat::SgdKernel::new(op, launch)),
+        Op::Sinkhorn(op) => boxed(transport::SinkhornKernel::new(op, launch)),
         Op::Softmax(_) => boxed(Some(flat::SoftmaxKernel::new(launch))),
         Op::Statistics(_) => boxed(Some(flat::StatisticsKernel::new(launch))),
         Op::Unroll(op) => boxed(flat::UnrollKernel::new(op, launch)),

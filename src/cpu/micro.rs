@@ -49,9 +49,11 @@ mod pool;
 mod prologue;
 #[cfg(test)]
 mod testing;
+mod transport;
 
 pub use args::*;
 pub use depthwise::flip_taps;
+pub use transport::{CostTile, KernelRows, LogRows, LseColumns, LseRows, PlanRows, PotentialUpdate, Transform};
 
 use super::simd::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -198,4 +200,24 @@ table! {
     sgd in flat (args: &Sgd);
     /// Linear combination of up to four vectors.
     linear in flat (args: &Linear);
+    /// Squared distances of points to a block of others.
+    cost_tile in transport (args: &CostTile);
+    /// Rows of a plan and its sums, exponentials computed on the way.
+    log_rows in transport (args: &LogRows);
+    /// Rows of a stored kernel, scaled, and its sums.
+    kernel_rows in transport (args: &KernelRows);
+    /// Log-sum-exp of rows with the maximum taken out.
+    lse_rows in transport (args: &LseRows);
+    /// Log-sum-exp of columns with the maximum taken out.
+    lse_columns in transport (args: &LseColumns);
+    /// Potentials from the sums of an iteration.
+    update_potentials in transport (args: &PotentialUpdate);
+    /// Weighted distance of `x / y` from 1, and the least and the greatest `x`.
+    deviation in transport (weights: *const f32, x: *const f32, y: *const f32, n: usize) -> [f32; 3];
+    /// `out[j] = sum over the `rows` partials`, `stride` floats each.
+    fold_rows in transport (partials: *const f32, rows: usize, stride: usize, out: *mut f32);
+    /// Sums of some rows of a plan, in f64.
+    plan_rows in transport (args: &PlanRows);
+    /// Unregularised c-transforms of some rows, in f64.
+    transform in transport (args: &Transform);
 }

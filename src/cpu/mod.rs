@@ -19,3 +19,4 @@ mod separable_backward;
 pub mod simd;
 #[cfg(test)]
 mod tests;
+pub mod transport;

@@ -59,6 +59,14 @@ pub trait Vector: Copy {
     fn mul_add(self, a: Self, b: Self) -> Self;
     /// `self > other ? self : other`: `other` when a lane of either is NaN.
     fn max(self, other: Self) -> Self;
+    /// `self < other ? self : other`: `other` when a lane of either is NaN.
+    fn min(self, other: Self) -> Self;
+    /// `self / other`.
+    fn div(self, other: Self) -> Self;
+    /// `self * 2^n` where `self` is within 0.5..2 and the low bits of `magic` are those of the integer n in -126..=127.
+    fn shift_exponent(self, magic: Self) -> Self;
+    /// Mantissa within `sqrt(1/2)..sqrt(2)` and exponent of positive normal numbers: `self = mantissa * 2^exponent`.
+    fn split_exponent(self) -> (Self, Self);
     /// Lanes where `self > 0`.
     fn positive(self) -> Self::Mask;
     /// Lanes where `self == other`.
@@ -83,6 +91,54 @@ pub trait Vector: Copy {
             }
         }
         lanes[0]
+    }
+}
+
+/// `2^x` to two units in the last place. The exponent is clamped to -126..=126, so a result is always normal and a
+/// sum of them shows an overflow by its size; NaN gives the smallest.
+///
+/// # Safety
+/// The CPU has the instruction set of the type.
+#[inline(always)]
+pub(crate) unsafe fn exp2<V: Vector>(x: V) -> V {
+    // 1.5 * 2^23: adding it leaves the nearest integer in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    // Smallest relative error on -1/2..1/2: 7.5e-8.
+    const C: [f32; 5] = [1.0, 0.693_146_97, 0.240_221_2, 0.055_507_13, 0.009_675_541];
+    const LAST: f32 = 0.001_327_647;
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        let magic = V::splat(MAGIC);
+        let x = x.max(V::splat(-126.0)).min(V::splat(126.0));
+        let n = x.add(magic);
+        let r = x.sub(n.sub(magic));
+        let mut p = V::splat(LAST);
+        for &c in C.iter().rev() {
+            p = p.mul_add(r, V::splat(c));
+        }
+        p.shift_exponent(n)
+    }
+}
+
+/// `log2(x)` of positive normal numbers to about 1e-7 of the larger of 1 and the result.
+///
+/// # Safety
+/// The CPU has the instruction set of the type.
+#[inline(always)]
+pub(crate) unsafe fn log2<V: Vector>(x: V) -> V {
+    // 2 / ln 2 times the series of the inverse hyperbolic tangent: log m = 2 artanh((m - 1) / (m + 1)).
+    const C: [f32; 5] = [2.885_39, 0.961_796_7, 0.577_078, 0.412_198_6, 0.320_598_9];
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        let (m, e) = x.split_exponent();
+        let one = V::splat(1.0);
+        let s = m.sub(one).div(m.add(one));
+        let z = s.mul(s);
+        let mut p = V::splat(C[4]);
+        for &c in C[..4].iter().rev() {
+            p = p.mul_add(z, V::splat(c));
+        }
+        p.mul_add(s, e)
     }
 }
 
@@ -121,6 +177,9 @@ pub(crate) unsafe fn coef<V: Vector, const FULL: bool>(p: *const f32, lo: usize,
     // SAFETY: the caller's promise.
     unsafe { if p.is_null() { V::splat(default) } else { ld::<V, FULL>(p.add(lo), n) } }
 }
+
+/// Bits of `sqrt(1/2)`: where a mantissa begins in [`Vector::split_exponent`].
+const ROOT_HALF: i32 = 0x3f35_04f3;
 
 /// Eight floats in plain Rust, which the compiler maps to whatever the baseline of the target offers.
 #[derive(Clone, Copy, Debug)]
@@ -203,6 +262,24 @@ impl Vector for Portable {
         self.zip(other, |x, y| if x > y { x } else { y })
     }
     #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        self.zip(other, |x, y| if x < y { x } else { y })
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |x, y| x / y)
+    }
+    #[inline(always)]
+    fn shift_exponent(self, magic: Self) -> Self {
+        self.zip(magic, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn split_exponent(self) -> (Self, Self) {
+        let exponent = |x: f32| (x.to_bits() as i32).wrapping_sub(ROOT_HALF) >> 23;
+        let mantissa = |x: f32| f32::from_bits(x.to_bits().wrapping_sub((exponent(x) << 23) as u32));
+        (Self(self.0.map(mantissa)), Self(self.0.map(|x| exponent(x) as f32)))
+    }
+    #[inline(always)]
     fn positive(self) -> [bool; 8] {
         self.0.map(|x| x > 0.0)
     }
@@ -235,7 +312,7 @@ pub use x86::{Avx2, Avx512, Avx512Half};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Vector;
+    use super::{ROOT_HALF, Vector};
 
     /// The methods that differ between the widths in the name of the intrinsic only.
     macro_rules! arithmetic {
@@ -288,6 +365,36 @@ mod x86 {
         };
     }
 
+    /// The methods on the bits of exponents.
+    macro_rules! exponents {
+        ($min:ident $div:ident $bits:ident $float:ident $shl:ident $sar:ident $add:ident $sub:ident $set:ident $cvt:ident) => {
+            #[inline(always)]
+            fn min(self, other: Self) -> Self {
+                // SAFETY: the value exists, so the CPU has the instruction.
+                Self(unsafe { $min(self.0, other.0) })
+            }
+            #[inline(always)]
+            fn div(self, other: Self) -> Self {
+                // SAFETY: the value exists, so the CPU has the instruction.
+                Self(unsafe { $div(self.0, other.0) })
+            }
+            #[inline(always)]
+            fn shift_exponent(self, magic: Self) -> Self {
+                // SAFETY: the value exists, so the CPU has the instructions.
+                Self(unsafe { $float($add($bits(self.0), $shl::<23>($bits(magic.0)))) })
+            }
+            #[inline(always)]
+            fn split_exponent(self) -> (Self, Self) {
+                // SAFETY: the value exists, so the CPU has the instructions.
+                unsafe {
+                    let bits = $bits(self.0);
+                    let exponent = $sar::<23>($sub(bits, $set(ROOT_HALF)));
+                    (Self($float($sub(bits, $shl::<23>(exponent)))), Self($cvt(exponent)))
+                }
+            }
+        };
+    }
+
     /// Sixteen floats; needs AVX-512 F and VL (the latter for [`Avx512Half`]).
     #[derive(Clone, Copy, Debug)]
     pub struct Avx512(__m512);
@@ -306,6 +413,8 @@ mod x86 {
 
         arithmetic!(_mm512_setzero_ps _mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps _mm512_add_ps _mm512_sub_ps
             _mm512_mul_ps _mm512_fmadd_ps _mm512_max_ps);
+        exponents!(_mm512_min_ps _mm512_div_ps _mm512_castps_si512 _mm512_castsi512_ps _mm512_slli_epi32
+            _mm512_srai_epi32 _mm512_add_epi32 _mm512_sub_epi32 _mm512_set1_epi32 _mm512_cvtepi32_ps);
 
         #[inline(always)]
         unsafe fn load_part(p: *const f32, n: usize) -> Self {
@@ -350,6 +459,8 @@ mod x86 {
 
         arithmetic!(_mm256_setzero_ps _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_add_ps _mm256_sub_ps
             _mm256_mul_ps _mm256_fmadd_ps _mm256_max_ps);
+        exponents!(_mm256_min_ps _mm256_div_ps _mm256_castps_si256 _mm256_castsi256_ps _mm256_slli_epi32
+            _mm256_srai_epi32 _mm256_add_epi32 _mm256_sub_epi32 _mm256_set1_epi32 _mm256_cvtepi32_ps);
 
         #[inline(always)]
         unsafe fn load_part(p: *const f32, n: usize) -> Self {
@@ -397,6 +508,8 @@ mod x86 {
 
         arithmetic!(_mm256_setzero_ps _mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps _mm256_add_ps _mm256_sub_ps
             _mm256_mul_ps _mm256_fmadd_ps _mm256_max_ps);
+        exponents!(_mm256_min_ps _mm256_div_ps _mm256_castps_si256 _mm256_castsi256_ps _mm256_slli_epi32
+            _mm256_srai_epi32 _mm256_add_epi32 _mm256_sub_epi32 _mm256_set1_epi32 _mm256_cvtepi32_ps);
 
         #[inline(always)]
         unsafe fn load_part(p: *const f32, n: usize) -> Self {

@@ -20,6 +20,7 @@ pub mod running;
 pub mod second_order;
 pub mod separable;
 pub mod softmax;
+pub mod transport;
 
 use crate::device::view::Io;
 use crate::error::{Error, Result};
@@ -236,4 +237,7 @@ table! {
     separable::SeparableBackward,
     softmax::Softmax,
     softmax::SoftmaxBackward,
+    transport::Certificate,
+    transport::PairCost,
+    transport::Sinkhorn,
 }
