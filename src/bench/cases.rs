@@ -57,12 +57,22 @@ pub struct Case {
     pub name: String,
     /// What of it is timed.
     pub timed: Timed,
-    /// Images of a batch; 1 where there are none.
+    /// Images of a batch, or transport problems; 1 where there are neither.
     pub batch: usize,
     record: Record,
 }
 
 impl Case {
+    /// A case of so many transport problems.
+    pub(super) fn of_problems(
+        name: String,
+        timed: Timed,
+        problems: usize,
+        record: impl Fn(&mut Recorder, usize) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name, timed, batch: problems, record: Box::new(record) }
+    }
+
     /// Records the case for a number of images.
     ///
     /// # Errors
@@ -147,6 +157,7 @@ pub fn all() -> Vec<Case> {
     vectors(&mut list);
     elementary(&mut list);
     layers(&mut list);
+    list.0.extend(super::transport::cases());
     list.0
 }
 

@@ -18,3 +18,4 @@ pub mod parity;
 pub mod recorder;
 pub mod report;
 pub mod step;
+mod transport;

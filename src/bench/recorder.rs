@@ -33,6 +33,8 @@ pub enum Draw {
     Below(u32),
     /// All the same.
     Constant(f32),
+    /// The same row again and again.
+    Rows(&'static [f32]),
 }
 
 impl Draw {
@@ -42,6 +44,7 @@ impl Draw {
         for i in 0..len {
             let value = match self {
                 Self::Constant(value) => value,
+                Self::Rows(row) => row[i % row.len()],
                 _ => {
                     let [a, b, ..] = stream.block(number.into(), i as u32);
                     match self {
@@ -49,6 +52,7 @@ impl Draw {
                         Self::Positive => 0.5 + uniform(a),
                         Self::Below(n) => (n as f32 * uniform(a)).floor(),
                         Self::Constant(value) => value,
+                        Self::Rows(row) => row[i % row.len()],
                     }
                 }
             };
