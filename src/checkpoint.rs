@@ -32,6 +32,11 @@ pub enum Network {
     },
 }
 
+/// Prefix of what a head has to itself: running statistics and sums.
+pub fn head_prefix(head: usize) -> String {
+    if head == 0 { String::new() } else { format!("head{head}/") }
+}
+
 /// A dataset that a network was trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Source {

@@ -12,7 +12,7 @@ use super::run::{SearchReport, Setup, TaskPrograms};
 use super::schedule::cosine;
 use super::step::{Order, SearchStates};
 use super::transfer::{TransferReport, transfer};
-use crate::checkpoint::{Checkpoint, Meta, Network, Source};
+use crate::checkpoint::{Checkpoint, Meta, Network, Source, head_prefix};
 use crate::config::{Mixing, SCRATCH, SearchConfig};
 use crate::data::{Batch, Dataset, Loader, normalisation, permutation};
 use crate::device::cpu::{Cpu, Executable};
@@ -25,11 +25,6 @@ use crate::zoo::Zoo;
 
 /// Purpose of the order in which datasets take turns, for the counter-based generator.
 const PURPOSE_TURNS: u32 = 34;
-
-/// Prefix of a head's running statistics in a checkpoint.
-pub fn running_prefix(head: usize) -> String {
-    if head == 0 { String::new() } else { format!("head{head}/") }
-}
 
 /// A dataset in a search.
 struct Task {
@@ -186,7 +181,7 @@ impl Search<'_> {
         cpu.state_mut(s.model.weights).copy_from_slice(&checkpoint.get_weights(&path, "", layout)?);
         cpu.state_mut(s.model.velocity).copy_from_slice(&checkpoint.get_weights(&path, "momentum/", layout)?);
         for task in &self.tasks {
-            let prefix = running_prefix(task.states.head);
+            let prefix = head_prefix(task.states.head);
             let running = checkpoint.get_running(&path, &prefix, layout)?;
             cpu.state_mut(task.states.model.running).copy_from_slice(&running);
             for (name, state) in Self::sums(&task.states) {
@@ -214,7 +209,7 @@ impl Search<'_> {
 
     /// Sums of a dataset's epoch, which are saved too.
     fn sums(s: &SearchStates) -> [(String, State); 2] {
-        let prefix = running_prefix(s.head);
+        let prefix = head_prefix(s.head);
         [(format!("{prefix}sums/training"), s.model.train_sums), (format!("{prefix}sums/validation"), s.valid_sums)]
     }
 
@@ -227,7 +222,7 @@ impl Search<'_> {
         checkpoint.put_weights("momentum/", layout, self.cpu.state(s.model.velocity));
         for task in &self.tasks {
             let running = self.cpu.state(task.states.model.running);
-            checkpoint.put_running(&running_prefix(task.states.head), layout, running);
+            checkpoint.put_running(&head_prefix(task.states.head), layout, running);
             for (name, state) in Self::sums(&task.states) {
                 checkpoint.put(&name, self.cpu.state(state));
             }

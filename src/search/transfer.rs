@@ -47,7 +47,7 @@ pub struct Start {
     pub report: TransferReport,
 }
 
-/// Mean over the input channels' sum: how a stem for other channels follows from the source's `[c_out, c_in, k, k]`.
+/// How a stem for other image channels follows from the source's `[c_out, c_in, k, k]`.
 ///
 /// A grey image replicated to three channels gives the same map through the three kernels as through their sum; a colour
 /// image through three copies of a third of a kernel gives the map of its mean. Other pairs have no such rule.

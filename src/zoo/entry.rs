@@ -1,11 +1,10 @@
-//! One entry of the zoo: a supernet without its optimisers. Values lie in the file as f16: a search that starts from the
-//! rounded values ends no worse (measured; see the README).
+//! One entry of the zoo: a supernet without its optimisers. Values lie in the file as f16, which halves it.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Checkpoint, Network, Source};
+use crate::checkpoint::{Checkpoint, Network, Source, head_prefix};
 use crate::data::Geometry;
 use crate::error::{Error, Result};
 use crate::network::{SearchSpace, Supernet};
@@ -78,7 +77,7 @@ impl Entry {
         let mut tensors = Tensors::default();
         tensors.put_weights("", layout, &checkpoint.get_weights(path, "", layout)?);
         let all: Vec<Vec<f32>> = (0..heads.len())
-            .map(|head| checkpoint.get_running(path, &crate::search::session::running_prefix(head), layout))
+            .map(|head| checkpoint.get_running(path, &head_prefix(head), layout))
             .collect::<Result<_>>()?;
         let mut running = vec![0.0; layout.running_len()];
         for s in layout.statistics() {
