@@ -2,7 +2,7 @@
 //! for gradient ops, a loss behind it.
 //!
 //! The loss is a random linear functional of the outputs, so every element has a gradient of its own; its ops carry the
-//! prefix [`PROBE`] in the names of their tensors and are never timed.
+//! prefix `probe.` in the names of their tensors and are never timed.
 
 use std::ops::Range;
 

@@ -156,7 +156,7 @@ fn plain_normalisation(channels: usize) -> Normalisation {
 /// What the configuration needs, for images of a size and a number of classes.
 ///
 /// # Errors
-/// [`Error::Usage`] or [`Error::Shape`] if the configuration makes no network.
+/// [`crate::Error::Usage`] or [`crate::Error::Shape`] if the configuration makes no network.
 pub fn plan(config: &SearchConfig, classes: usize, size: Geometry) -> Result<PlanReport> {
     config.check()?;
     let setup = Setup::new(config, &[(classes, plain_normalisation(size.channels))], size, config.batch)?;
