@@ -7,7 +7,7 @@ use supernet::Result;
 use supernet::train::run::evaluate;
 
 use super::output::{self, Lines, percent};
-use super::{parse, train};
+use super::{folder, parse};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -31,7 +31,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let threads = usize::from(arguments.threads);
-    train::limit_threads(threads)?;
+    folder::limit_threads(threads)?;
     let report = evaluate(&arguments.checkpoint, &arguments.data, threads)?;
     output::print(json, &report, |report| {
         Lines::default()

@@ -3,9 +3,13 @@
 use std::path::Path;
 
 use clap::Args;
+use serde::Serialize;
 use supernet::files::write_atomically;
+use supernet::run::{Control, Observer};
 use supernet::{Error, Result};
 
+use super::interrupt;
+use super::progress::Progress;
 use super::settings::{Settings, Wanted, to_toml};
 
 /// Where a run is kept.
@@ -23,21 +27,21 @@ pub struct FolderFlags {
 }
 
 /// What a run says that is continued although it was stopped before its first checkpoint.
-pub const NO_CHECKPOINT: &str = "there is no checkpoint yet; the run starts from its beginning";
+const NO_CHECKPOINT: &str = "there is no checkpoint yet; the run starts from its beginning";
 
 /// A run that can start.
-pub struct Prepared<S> {
+struct Prepared<S> {
     /// Its settings.
-    pub settings: S,
+    settings: S,
     /// Whether there is a checkpoint to start from.
-    pub resume: bool,
+    resume: bool,
     /// Whether the folder was made for this run.
     created: bool,
 }
 
 impl<S> Prepared<S> {
     /// Takes back a folder made for a run that could not even start, so that a typing error leaves nothing behind.
-    pub fn undo(&self, out: &Path) {
+    fn undo(&self, out: &Path) {
         if self.created && !out.join("checkpoint.safetensors").exists() && !out.join("metrics.jsonl").exists() {
             // What cannot be removed does no harm: the run's own error is the one to report.
             let _ = std::fs::remove_file(out.join("config.toml")).and_then(|()| std::fs::remove_dir(out));
@@ -45,8 +49,40 @@ impl<S> Prepared<S> {
     }
 }
 
+/// Everything around a run: its settings, its folder, threads, Ctrl-C and progress. `body` gets the settings, and whether
+/// there is a checkpoint to start from.
+pub fn run<S: Settings, R>(
+    flags: &FolderFlags,
+    given: &impl Serialize,
+    threads: fn(&S) -> usize,
+    body: impl FnOnce(&S, bool, &mut Control<'_>) -> Result<R>,
+) -> Result<R> {
+    let wanted = Wanted::new::<S>(flags.config.as_deref(), given)?;
+    let prepared = prepare::<S>(flags, &wanted)?;
+    limit_threads(threads(&prepared.settings))?;
+    let stop = interrupt::catch()?;
+    let mut progress = Progress::new();
+    if flags.resume && !prepared.resume {
+        progress.note(NO_CHECKPOINT);
+    }
+    let mut control = Control { observer: &mut progress, stop: &stop };
+    body(&prepared.settings, prepared.resume, &mut control).inspect_err(|error| {
+        if !matches!(error, Error::Interrupted { .. } | Error::NonFinite(_)) {
+            prepared.undo(&flags.out);
+        }
+    })
+}
+
+/// Gives the threads that decode images the same number as the engine's.
+pub fn limit_threads(threads: usize) -> Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| Error::usage(format!("--threads {threads}: cannot start them: {error}")))
+}
+
 /// Finds the settings of the run, and writes them into its folder.
-pub fn prepare<S: Settings>(flags: &FolderFlags, wanted: &Wanted<'_>) -> Result<Prepared<S>> {
+fn prepare<S: Settings>(flags: &FolderFlags, wanted: &Wanted<'_>) -> Result<Prepared<S>> {
     let out = &flags.out;
     let (config, checkpoint) = (out.join("config.toml"), out.join("checkpoint.safetensors"));
     let started = checkpoint.exists();

@@ -6,16 +6,14 @@ use clap::Args;
 use serde::Serialize;
 use supernet::checkpoint::Checkpoint;
 use supernet::config::SearchConfig;
-use supernet::run::{Control, Observer};
 use supernet::search::run::SearchReport;
 use supernet::search::search;
 use supernet::zoo::{self, Entry, Zoo};
 use supernet::{Error, Result};
 
 use super::folder::{self, FolderFlags};
-use super::progress::Progress;
-use super::settings::{PretrainFlags, Wanted};
-use super::{interrupt, output, search as search_command, train};
+use super::settings::PretrainFlags;
+use super::{output, search as search_command};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -60,23 +58,10 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     if path.exists() && !arguments.replace {
         return Err(Error::usage(format!("{} exists; choose another --name or give --replace", path.display())));
     }
-    let wanted = Wanted::new::<SearchConfig>(arguments.folder.config.as_deref(), &arguments.settings)?;
-    let prepared = folder::prepare::<SearchConfig>(&arguments.folder, &wanted)?;
-    let (settings, resume) = (&prepared.settings, prepared.resume);
-    train::limit_threads(settings.threads)?;
-    let stop = interrupt::catch()?;
-    let mut progress = Progress::new();
-    if arguments.folder.resume && !resume {
-        progress.note(folder::NO_CHECKPOINT);
-    }
-    let mut control = Control { observer: &mut progress, stop: &stop };
-    let out = &arguments.folder.out;
-    let report = search(settings, out, resume, &mut control).inspect_err(|error| {
-        if !matches!(error, Error::Interrupted { .. } | Error::NonFinite(_)) {
-            prepared.undo(out);
-        }
+    let (out, threads) = (&arguments.folder.out, |settings: &SearchConfig| settings.threads);
+    let report = folder::run(&arguments.folder, &arguments.settings, threads, |settings, resume, control| {
+        search(settings, out, resume, control)
     })?;
-    drop(progress);
     let file = out.join("checkpoint.safetensors");
     let entry = Entry::from_checkpoint(&Checkpoint::load(&file)?, &file, &arguments.name, &arguments.licence)?;
     let path = zoo.add(&entry, arguments.replace)?.display().to_string();

@@ -3,16 +3,13 @@
 use clap::Args;
 use supernet::config::{SCRATCH, SearchConfig};
 use supernet::network::Primitive;
-use supernet::run::{Control, Observer};
 use supernet::search::run::SearchReport;
 use supernet::search::search;
 use supernet::{Error, Result};
 
 use super::folder::{self, FolderFlags};
 use super::output::{self, Lines, duration, mib, percent};
-use super::progress::Progress;
-use super::settings::{SearchFlags, Wanted};
-use super::{interrupt, train};
+use super::settings::SearchFlags;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -32,26 +29,13 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
-    let wanted = Wanted::new::<SearchConfig>(arguments.folder.config.as_deref(), &arguments.settings)?;
-    let prepared = folder::prepare::<SearchConfig>(&arguments.folder, &wanted)?;
-    let (settings, resume) = (&prepared.settings, prepared.resume);
-    train::limit_threads(settings.threads)?;
-    if settings.data.list().len() > 1 {
-        return Err(Error::usage("a search has one dataset; `supernet pretrain` takes several"));
-    }
-    let stop = interrupt::catch()?;
-    let mut progress = Progress::new();
-    if arguments.folder.resume && !resume {
-        progress.note(folder::NO_CHECKPOINT);
-    }
-    let mut control = Control { observer: &mut progress, stop: &stop };
-    let out = &arguments.folder.out;
-    let report = search(settings, out, resume, &mut control).inspect_err(|error| {
-        if !matches!(error, Error::Interrupted { .. } | Error::NonFinite(_)) {
-            prepared.undo(out);
+    let threads = |settings: &SearchConfig| settings.threads;
+    let report = folder::run(&arguments.folder, &arguments.settings, threads, |settings, resume, control| {
+        if settings.data.list().len() > 1 {
+            return Err(Error::usage("a search has one dataset; `supernet pretrain` takes several"));
         }
+        search(settings, &arguments.folder.out, resume, control)
     })?;
-    drop(progress);
     output::print(json, &report, lines)
 }
 

@@ -1,16 +1,13 @@
 //! `supernet train`.
 
 use clap::Args;
+use supernet::Result;
 use supernet::config::TrainConfig;
-use supernet::run::{Control, Observer};
 use supernet::train::run::{TrainReport, train};
-use supernet::{Error, Result};
 
 use super::folder::{self, FolderFlags};
-use super::interrupt;
 use super::output::{self, Lines, duration, grouped, mib, millions, percent};
-use super::progress::Progress;
-use super::settings::{TrainFlags, Wanted};
+use super::settings::TrainFlags;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -30,32 +27,11 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
-    let wanted = Wanted::new::<TrainConfig>(arguments.folder.config.as_deref(), &arguments.settings)?;
-    let prepared = folder::prepare::<TrainConfig>(&arguments.folder, &wanted)?;
-    let (settings, resume) = (&prepared.settings, prepared.resume);
-    limit_threads(settings.threads)?;
-    let stop = interrupt::catch()?;
-    let mut progress = Progress::new();
-    if arguments.folder.resume && !resume {
-        progress.note(folder::NO_CHECKPOINT);
-    }
-    let mut control = Control { observer: &mut progress, stop: &stop };
-    let out = &arguments.folder.out;
-    let report = train(settings, out, resume, &mut control).inspect_err(|error| {
-        if !matches!(error, Error::Interrupted { .. } | Error::NonFinite(_)) {
-            prepared.undo(out);
-        }
+    let threads = |settings: &TrainConfig| settings.threads;
+    let report = folder::run(&arguments.folder, &arguments.settings, threads, |settings, resume, control| {
+        train(settings, &arguments.folder.out, resume, control)
     })?;
-    drop(progress);
     output::print(json, &report, lines)
-}
-
-/// Gives the threads that decode images the same number as the engine's.
-pub fn limit_threads(threads: usize) -> Result<()> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|error| Error::usage(format!("--threads {threads}: cannot start them: {error}")))
 }
 
 fn lines(report: &TrainReport) -> Lines {
