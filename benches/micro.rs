@@ -6,10 +6,8 @@ use std::hint::black_box;
 use std::ptr::null;
 use std::time::Instant;
 
+use supernet::cpu::ceiling::burst;
 use supernet::cpu::micro::*;
-#[cfg(target_arch = "x86_64")]
-use supernet::cpu::simd::{Avx2, Avx512};
-use supernet::cpu::simd::{Portable, Vector};
 
 /// (channels, height and width).
 const SHAPES: [(usize, usize); 5] = [(16, 32), (32, 16), (64, 8), (8, 28), (36, 32)];
@@ -38,50 +36,11 @@ fn floats(n: usize) -> &'static mut [f32] {
     aligned
 }
 
-const CHAIN: usize = 4096;
-
-/// Multiply-adds of `CHAIN` steps on `N` independent vectors.
-#[inline(always)]
-unsafe fn registers<V: Vector, const N: usize>() -> f32 {
-    // SAFETY: the caller vouches for the instruction set.
-    unsafe {
-        let (x, mut acc) = (V::splat(black_box(1e-3)), [V::splat(black_box(1.0)); N]);
-        for _ in 0..CHAIN {
-            for a in &mut acc {
-                *a = x.mul_add(x, *a);
-            }
-        }
-        acc.into_iter().fold(V::zero(), V::add).reduce_sum()
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
-unsafe fn registers_avx512() -> f32 {
-    // SAFETY: the features are those of the type.
-    unsafe { registers::<Avx512, 12>() }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn registers_avx2() -> f32 {
-    // SAFETY: the features are those of the type.
-    unsafe { registers::<Avx2, 12>() }
-}
-
 /// Peak rate of a level in GFLOP/s.
 fn peak(level: Level) -> f64 {
-    let (floats, seconds) = match level {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: only levels that the machine has are measured.
-        Level::Avx512 => (12 * 16, fastest(|| _ = black_box(unsafe { registers_avx512() }))),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Level::Avx2 => (12 * 8, fastest(|| _ = black_box(unsafe { registers_avx2() }))),
-        // SAFETY: this type needs no particular instructions.
-        _ => (6 * 8, fastest(|| _ = black_box(unsafe { registers::<Portable, 6>() }))),
-    };
-    (2 * CHAIN * floats) as f64 / seconds * 1e-9
+    let mut operations = 0.0;
+    let seconds = fastest(|| operations = burst(level));
+    operations / seconds * 1e-9
 }
 
 /// Time of each kernel at one shape: name, billions of operations or bytes, whether they are bytes, seconds.

@@ -171,6 +171,7 @@ pub fn matching(filter: Option<&str>) -> Result<Vec<Case>> {
     let parts: Vec<&str> = filter.split(',').map(str::trim).collect();
     if let Some(part) = parts.iter().find(|part| part.is_empty() || !cases.iter().any(|c| c.name.contains(*part))) {
         let mut ops: Vec<&str> = cases.iter().map(|c| c.timed.op()).collect();
+        ops.sort_unstable();
         ops.dedup();
         return Err(Error::usage(format!(
             "--filter {filter}: no case has `{part}` in its name; names read op/channels/size/batch/what, such as {}; the \

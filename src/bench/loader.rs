@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::measure::{self, Effort, Times};
 use super::report::{Measured, Report};
-use crate::data::{Geometry, Images, Loader, Normalisation, permutation};
-use crate::device::cpu::Cpu;
+use crate::data::{Batch, Geometry, Images, Loader, Normalisation, permutation};
+use crate::device::cpu::{Cpu, Executable};
 use crate::error::Result;
 use crate::graph::{Graph, Program, Shape, StoreLayout};
 use crate::machine::Machine;
@@ -45,32 +45,72 @@ fn rate(name: &str, images: usize, times: Times) -> Rate {
     Rate { measured, images, images_per_second: images as f64 / (times.milliseconds * 1e-3).max(f64::MIN_POSITIVE) }
 }
 
-fn synthetic() -> Arc<Images> {
-    let pixels = (0..IMAGES * 32 * 32 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    Arc::new(Images { geometry: SIZE, pixels, labels: (0..IMAGES as u32).map(|i| i % 10).collect() })
+/// Synthetic images on their way to the engine.
+pub struct Feed {
+    images: Arc<Images>,
+    cpu: Cpu,
+    exe: Executable,
+    states: BatchStates,
+    staged: Batch,
 }
 
-/// One pass over the images in a shuffled order; `each` gets the batches.
-fn pass(images: &Arc<Images>, mut each: impl FnMut(&crate::data::Batch)) {
-    let mut loader = Loader::new(images.clone(), permutation(IMAGES, 0, 0, 0), BATCH, 3);
-    while let Some(batch) = loader.next() {
-        each(&batch);
-        loader.recycle(batch);
+impl Feed {
+    /// Images of one pass.
+    pub const IMAGES: usize = IMAGES;
+
+    /// Draws the images and records crop, flip, cutout and normalisation of a batch, on one thread.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] if no thread can be started.
+    pub fn new() -> Result<Self> {
+        let pixels = (0..IMAGES * 32 * 32 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let images = Arc::new(Images { geometry: SIZE, pixels, labels: (0..IMAGES as u32).map(|i| i % 10).collect() });
+        let mut layout = StoreLayout::new();
+        let states = BatchStates::declare(&mut layout, "images", BATCH, SIZE);
+        let epoch = layout.add("epoch", Shape::vector(1));
+        let normalisation = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
+        let input = InputPipeline { pad: 4, flip: true, cutout: 16, normalisation, seed: 0 };
+        let mut graph = Graph::new();
+        let out = input.record(&mut graph, &states, epoch, true);
+        let mut cpu = Cpu::new(&layout, 1)?;
+        let exe = cpu.prepare(Program::new("augmentation", graph, &[out]))?;
+        let mut feed = Self { images, cpu, exe, states, staged: Batch::default() };
+        let mut staged = Batch::default();
+        feed.pass(|_, batch| staged.clone_from(batch));
+        feed.staged = staged;
+        Ok(feed)
     }
-}
 
-/// Crop, flip, cutout and normalisation of staged batches, on one thread.
-fn augmentation() -> Result<(Cpu, crate::device::cpu::Executable, BatchStates)> {
-    let mut layout = StoreLayout::new();
-    let states = BatchStates::declare(&mut layout, "images", BATCH, SIZE);
-    let epoch = layout.add("epoch", Shape::vector(1));
-    let normalisation = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    let input = InputPipeline { pad: 4, flip: true, cutout: 16, normalisation, seed: 0 };
-    let mut graph = Graph::new();
-    let out = input.record(&mut graph, &states, epoch, true);
-    let mut cpu = Cpu::new(&layout, 1)?;
-    let exe = cpu.prepare(Program::new("augmentation", graph, &[out]))?;
-    Ok((cpu, exe, states))
+    /// One pass over the images in a shuffled order; `each` gets the batches.
+    fn pass(&mut self, mut each: impl FnMut(&mut Self, &Batch)) {
+        let mut loader = Loader::new(self.images.clone(), permutation(IMAGES, 0, 0, 0), BATCH, 3);
+        while let Some(batch) = loader.next() {
+            each(self, &batch);
+            loader.recycle(batch);
+        }
+    }
+
+    fn augment_batch(&mut self, batch: &Batch) {
+        run::stage(&mut self.cpu, &self.states, batch);
+        self.cpu.run(&self.exe);
+    }
+
+    /// Stages all images.
+    pub fn stage(&mut self) {
+        self.pass(|_, batch| _ = std::hint::black_box(batch));
+    }
+
+    /// Augments one staged batch as often as a pass has batches.
+    pub fn augment(&mut self) {
+        let staged = std::mem::take(&mut self.staged);
+        (0..IMAGES / BATCH).for_each(|_| self.augment_batch(&staged));
+        self.staged = staged;
+    }
+
+    /// Stages and augments all images.
+    pub fn stage_and_augment(&mut self) {
+        self.pass(Self::augment_batch);
+    }
 }
 
 /// Measures staging and augmentation, and the loading of `folder` (a specification) if there is one, cold and through a
@@ -80,31 +120,14 @@ fn augmentation() -> Result<(Cpu, crate::device::cpu::Executable, BatchStates)> 
 /// Those of loading the folder.
 pub fn run_all(folder: Option<(&str, &Path)>, quick: bool) -> Result<LoaderReport> {
     let effort = Effort::new(quick);
-    let images = synthetic();
-    let staged = measure::sample(effort, |repeats| {
-        (0..repeats).for_each(|_| pass(&images, |batch| _ = std::hint::black_box(batch)));
-    });
-    let (mut cpu, exe, states) = augmentation()?;
-    let mut staging = crate::data::Batch::default();
-    pass(&images, |batch| staging.clone_from(batch));
-    let augmented = measure::sample(effort, |repeats| {
-        for _ in 0..repeats * (IMAGES / BATCH) {
-            run::stage(&mut cpu, &states, &staging);
-            cpu.run(&exe);
-        }
-    });
-    let both = measure::sample(effort, |repeats| {
-        for _ in 0..repeats {
-            pass(&images, |batch| {
-                run::stage(&mut cpu, &states, batch);
-                cpu.run(&exe);
-            });
-        }
-    });
+    let mut feed = Feed::new()?;
+    let mut time = |name: &str, pass: fn(&mut Feed)| {
+        rate(name, IMAGES, measure::sample(effort, |repeats| (0..repeats).for_each(|_| pass(&mut feed))))
+    };
     let mut cases = vec![
-        rate("stage/32x32x3", IMAGES, staged),
-        rate("augment/32x32x3", IMAGES, augmented),
-        rate("stage+augment/32x32x3", IMAGES, both),
+        time("stage/32x32x3", Feed::stage),
+        time("augment/32x32x3", Feed::augment),
+        time("stage+augment/32x32x3", Feed::stage_and_augment),
     ];
     if let Some((spec, scratch)) = folder {
         let spec: crate::data::Spec = spec.parse()?;

@@ -106,7 +106,7 @@ pub struct OpShare {
 }
 
 /// The programs of a step, ready to run.
-struct Workload {
+pub struct Workload {
     cpu: Cpu,
     programs: Vec<Executable>,
     /// Raised when a gradient was not finite.
@@ -146,7 +146,11 @@ impl Subject {
         })
     }
 
-    fn prepare(&self) -> Result<Workload> {
+    /// Records and prepares the programs of the step, with drawn weights and staged images.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] or [`Error::Shape`] if the settings make no network, [`Error::Memory`] if it does not fit.
+    pub fn prepare(&self) -> Result<Workload> {
         let (classes, size, threads) = (self.classes, self.size, self.threads());
         let norm = Normalisation { mean: vec![0.5; size.channels], std: vec![0.25; size.channels] };
         match &self.recipe {
@@ -248,7 +252,8 @@ impl Workload {
         Ok(Self { cpu, programs, flag: states.flag, cost })
     }
 
-    fn step(&mut self) {
+    /// Runs one step.
+    pub fn step(&mut self) {
         for program in &self.programs {
             self.cpu.run(program);
         }

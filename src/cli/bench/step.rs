@@ -63,12 +63,15 @@ pub struct Arguments {
     /// Seed of weights and images.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Steps before the timed ones.
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    warmup: u32,
-    /// Steps to time.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    steps: u32,
+    /// Steps before the timed ones [default: 2; with --quick 1].
+    #[arg(long, value_name = "N")]
+    warmup: Option<u32>,
+    /// Steps to time [default: 10; with --quick 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Few steps: for a look, not for quoting.
+    #[arg(long)]
+    quick: bool,
     /// Say where the time of a step goes, beside what this machine can do at best.
     #[arg(long, conflicts_with = "grow")]
     profile: bool,
@@ -125,8 +128,8 @@ impl Arguments {
             recipe,
             classes: self.classes as usize,
             size: self.size,
-            warmup: self.warmup as usize,
-            steps: self.steps as usize,
+            warmup: given(self.warmup, if self.quick { 1 } else { 2 }),
+            steps: given(self.steps, if self.quick { 3 } else { 10 }),
             profile: self.profile,
         }
     }
@@ -141,12 +144,14 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
             return Err(Error::usage(message));
         }
         let mut report = subject.time()?;
+        report.quick = arguments.quick;
         report.changes = earlier.map(|earlier| earlier.changes(&report.cases)).transpose()?;
         return output::print_text(json, &report, text);
     };
     let values = arguments.values.as_ref().map(|values| values.iter().map(|&n| n as usize).collect());
     let values: Vec<usize> = values.unwrap_or_else(|| axis.series(&subject));
     let mut report = growth::run(&subject, axis, &values, |value| eprintln!("{} {value}", axis.name()))?;
+    report.quick = arguments.quick;
     report.changes = earlier.map(|earlier| earlier.changes(&report.cases)).transpose()?;
     super::draw(common.svg.as_deref(), || growth::chart(&report))?;
     output::print_text(json, &report, growth::text)
