@@ -268,6 +268,8 @@ def main():
     parser.add_argument("--filter", default="", help="with layers: a part of the names of the cases")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    # Every cell has shapes of its own, in two half-steps: the default of 8 would leave some of them uncompiled.
+    torch._dynamo.config.recompile_limit = 64
     if args.what == "check":
         check()
     elif args.what == "layers":
