@@ -18,6 +18,7 @@ pub mod run;
 pub mod search;
 pub mod tensors;
 pub mod train;
+pub mod transport;
 pub mod zoo;
 
 pub use error::{Error, Result};
