@@ -124,7 +124,7 @@ impl Checkpoint {
     /// # Errors
     /// [`crate::Error::Io`] naming the file.
     pub fn save(&self, path: &Path) -> Result<()> {
-        self.tensors.save(path, KIND, &self.meta, Storage::F32)
+        self.tensors.save(path, KIND, &self.meta, |_| Storage::F32)
     }
 
     /// Reads and verifies a file.

@@ -6,6 +6,7 @@ pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod device;
+pub mod embedding;
 pub mod error;
 pub mod export;
 pub mod files;

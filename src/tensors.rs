@@ -54,6 +54,20 @@ fn checksum(description: &str, tensors: &BTreeMap<String, Named>) -> String {
     hasher.hex()
 }
 
+/// All tensors of a file, widened to f32.
+fn values(file: &SafeTensors<'_>) -> Result<BTreeMap<String, Named>, String> {
+    let mut map = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let values = match view.dtype() {
+            Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => return Err(format!("tensor `{name}` is {other:?}, neither f32 nor f16")),
+        };
+        map.insert(name, (view.shape().to_vec(), values));
+    }
+    Ok(map)
+}
+
 impl Tensors {
     /// Hash of names, shapes and values.
     pub fn checksum(&self) -> String {
@@ -68,6 +82,18 @@ impl Tensors {
     /// Shape and values of a tensor, if it is there.
     pub fn find(&self, name: &str) -> Option<(&[usize], &[f32])> {
         self.map.get(name).map(|(shape, values)| (&shape[..], &values[..]))
+    }
+
+    /// Removes the tensors whose names start with a prefix and returns them.
+    pub fn take(&mut self, prefix: &str) -> Self {
+        let (taken, kept) = std::mem::take(&mut self.map).into_iter().partition(|(name, _)| name.starts_with(prefix));
+        self.map = kept;
+        Self { map: taken }
+    }
+
+    /// Adds all tensors of another collection.
+    pub fn extend(&mut self, other: &Self) {
+        self.map.extend(other.map.iter().map(|(name, named)| (name.clone(), named.clone())));
     }
 
     /// Adds a plain vector.
@@ -148,22 +174,27 @@ impl Tensors {
         Ok(flat)
     }
 
-    /// Writes a file, whole or not at all. `description` must have a key `format`.
+    /// Writes a file, whole or not at all. `description` must have a key `format`; `storage` says of each name how its
+    /// values lie in the file.
     ///
     /// # Errors
     /// [`Error::Io`] naming the file, [`Error::Input`] if a value does not fit into half precision.
-    pub fn save(&self, path: &Path, kind: FileKind, description: &impl Serialize, storage: Storage) -> Result<()> {
+    pub fn save(
+        &self,
+        path: &Path,
+        kind: FileKind,
+        description: &impl Serialize,
+        storage: impl Fn(&str) -> Storage,
+    ) -> Result<()> {
         let mut map = self.map.clone();
         let mut halves: BTreeMap<&str, Vec<f16>> = BTreeMap::new();
-        if storage == Storage::F16 {
-            for (name, (_, values)) in &mut map {
-                let half: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
-                if half.iter().zip(&*values).any(|(h, v)| !h.is_finite() && v.is_finite()) {
-                    return Err(Error::input(path, format!("tensor `{name}` has values beyond half precision")));
-                }
-                values.iter_mut().zip(&half).for_each(|(v, h)| *v = h.to_f32());
-                halves.insert(self.map.get_key_value(name).expect("a name of the same map").0, half);
+        for (name, (_, values)) in map.iter_mut().filter(|(name, _)| storage(name) == Storage::F16) {
+            let half: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+            if half.iter().zip(&*values).any(|(h, v)| !h.is_finite() && v.is_finite()) {
+                return Err(Error::input(path, format!("tensor `{name}` has values beyond half precision")));
             }
+            values.iter_mut().zip(&half).for_each(|(v, h)| *v = h.to_f32());
+            halves.insert(self.map.get_key_value(name).expect("a name of the same map").0, half);
         }
         let views: BTreeMap<&str, TensorView<'_>> = map
             .iter()
@@ -181,6 +212,17 @@ impl Tensors {
         let bytes = safetensors::serialize(views, Some(metadata))
             .map_err(|e| Error::input(path, format!("cannot be encoded: {e}")))?;
         write_atomically(path, &bytes)
+    }
+
+    /// Reads a safetensors file that need not be one of ours: it has no description and no checksum.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Input`] if it is no safetensors file of f32 or f16.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read the file"))?;
+        let damaged = |what: String| Error::input(path, format!("is damaged or no safetensors file ({what})"));
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+        Ok(Self { map: values(&file).map_err(damaged)? })
     }
 
     /// Reads and verifies a file.
@@ -204,17 +246,7 @@ impl Tensors {
             return Err(Error::input(path, message));
         }
         let described = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
-        let mut map = BTreeMap::new();
-        for (tensor, view) in file.tensors() {
-            let values = match view.dtype() {
-                Dtype::F32 => {
-                    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-                }
-                Dtype::F16 => view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-                other => return Err(damaged(format!("tensor `{tensor}` is {other:?}, neither f32 nor f16"))),
-            };
-            map.insert(tensor, (view.shape().to_vec(), values));
-        }
+        let map = values(&file).map_err(damaged)?;
         if metadata.get("checksum") != Some(&checksum(description, &map)) {
             return Err(Error::input(path, "is damaged: its checksum does not match; use another copy of it"));
         }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::augment::AugmentKernel;
+use super::folded::FoldedKernel;
 use super::micro::Micro;
 use super::separable::SeparableKernel;
 use super::separable_backward::SeparableBackwardKernel;
@@ -86,6 +87,7 @@ fn tuned(launch: &Launch<'_>) -> Option<Box<dyn Kernel>> {
         Op::Dense(op) => boxed(dense::DenseKernel::new(op, launch)),
         Op::DenseBackward(op) => boxed(dense::DenseBackwardKernel::new(op, launch)),
         Op::Fill(op) => boxed(flat::FillKernel::new(op, launch)),
+        Op::Folded(op) => boxed(FoldedKernel::new(op, launch)),
         Op::GlobalNorm(_) => boxed(flat::GlobalNormKernel::new(launch)),
         Op::GlobalPool(_) => boxed(Some(pool::GlobalPoolKernel::new(launch))),
         Op::GlobalPoolBackward(_) => boxed(Some(pool::GlobalPoolBackwardKernel::new(launch))),

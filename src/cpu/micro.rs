@@ -176,6 +176,8 @@ table! {
     moments in norm (args: &Moments);
     /// Channel-wise linear combination of two maps.
     affine in norm (args: &Affine);
+    /// Adds bias and residual to a map and keeps it within bounds.
+    bound in norm (args: &Bound);
     /// Channel sums of a gradient and of its product with a centred map.
     sums in norm (args: &Sums);
     /// Gradient through a ReLU.

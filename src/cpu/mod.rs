@@ -9,6 +9,7 @@ pub mod ceiling;
 mod common;
 mod dense;
 mod flat;
+mod folded;
 pub mod kernel;
 pub mod micro;
 mod mixture;

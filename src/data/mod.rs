@@ -123,6 +123,18 @@ impl Images {
         Images { geometry: self.geometry, pixels, labels: indices.iter().map(|&i| self.labels[i]).collect() }
     }
 
+    /// The images brought to a geometry: bilinear, antialiased where they shrink, grey replicated to three channels.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the channels cannot be converted.
+    pub fn converted(self, to: Geometry) -> Result<Images> {
+        let from = self.geometry;
+        if !resize::channels_convertible(from.channels, to.channels) {
+            return Err(Error::usage(format!("images {from} cannot become {to}; use 1 or 3 channels")));
+        }
+        Ok(resize::convert(self, to))
+    }
+
     /// How many images each of `classes` classes has.
     ///
     /// # Panics

@@ -174,8 +174,17 @@ impl Supernet {
         Dense::record(pass.graph, Classifier::op(false), features, w, Some(bias), None)
     }
 
-    /// Records the trunk; returns the means of its last maps, `n x c`.
-    fn features(&self, pass: &mut Pass<'_>, images: Tensor, alphas: Tensor) -> Result<Tensor> {
+    /// Channels of [`Supernet::features`].
+    pub fn feature_channels(&self) -> usize {
+        self.layout.parameters()[self.classifiers[0].weight.index()].shape.w
+    }
+
+    /// Records the trunk; returns the means of its last maps, `n x c`: what the heads classify, and the embedding of an
+    /// image by a supernet. `images` are normalised, `alphas` the flat vector of both cell types.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] if images or alphas do not fit.
+    pub fn features(&self, pass: &mut Pass<'_>, images: Tensor, alphas: Tensor) -> Result<Tensor> {
         let weights = self.mixing_weights(pass, alphas)?;
         pass.graph.scope("stem.");
         let stem = self.stem.record(pass, images)?;

@@ -9,6 +9,7 @@ pub mod augment;
 pub mod dense;
 pub mod elementary;
 pub mod elementwise;
+pub mod folded;
 pub mod launch;
 pub mod loss;
 pub mod mixture;
@@ -214,6 +215,7 @@ table! {
     elementwise::Affine,
     elementwise::Fill,
     elementwise::Linear,
+    folded::Folded,
     loss::Accumulate,
     loss::CrossEntropy,
     loss::CrossEntropyBackward,

@@ -1,4 +1,5 @@
-//! One entry of the zoo: a supernet without its optimisers. Values lie in the file as f16, which halves it.
+//! One entry of the zoo: a supernet without its optimisers, and coresets of its sources. Weights and points lie in the
+//! file as f16, which halves it; labels and statistics of coresets lie there as f32.
 
 use std::path::Path;
 
@@ -6,11 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, Network, Source, head_prefix};
 use crate::data::Geometry;
+use crate::embedding::{Coreset, CoresetMeta};
 use crate::error::{Error, Result};
 use crate::network::{SearchSpace, Supernet};
 use crate::tensors::{FileKind, Storage, Tensors};
 
 const KIND: FileKind = FileKind { key: "supernet_zoo", format: 1, name: "zoo entry" };
+
+/// What the names of the tensors of coresets start with.
+const CORESETS: &str = "coreset.";
 
 /// How a supernet was trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +47,9 @@ pub struct EntryMeta {
     pub licence: String,
     /// The training.
     pub record: Record,
+    /// Coresets of the sources; entries of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coresets: Vec<CoresetMeta>,
 }
 
 impl EntryMeta {
@@ -58,9 +66,72 @@ pub struct Entry {
     pub meta: EntryMeta,
     /// Weights and running statistics under PyTorch's names, and `alphas`.
     pub tensors: Tensors,
+    /// `coreset.<embedder>.<source>.{points,labels,mean,variance,counts}`.
+    coresets: Tensors,
+}
+
+/// What the names of the tensors of one coreset start with.
+fn coreset_prefix(embedder: &str, source: usize) -> String {
+    format!("{CORESETS}{embedder}.{source}.")
+}
+
+/// How a tensor lies in the file.
+fn storage(name: &str) -> Storage {
+    let exact = name.starts_with(CORESETS) && !name.ends_with(".points");
+    if exact { Storage::F32 } else { Storage::F16 }
 }
 
 impl Entry {
+    /// The network, its parameters declared.
+    pub fn network(&self) -> Supernet {
+        let heads: Vec<usize> = self.meta.sources.iter().map(|s| s.classes.len()).collect();
+        Supernet::with_heads(self.meta.space.clone(), self.meta.size, &heads)
+    }
+
+    /// Puts a coreset in, in place of the one of the same embedder and source.
+    pub fn put_coreset(&mut self, coreset: &Coreset) {
+        let meta = &coreset.meta;
+        let own = |m: &CoresetMeta| (m.signature.embedder == meta.signature.embedder) && m.source == meta.source;
+        self.meta.coresets.retain(|m| !own(m));
+        self.meta.coresets.push(meta.clone());
+        let prefix = coreset_prefix(&meta.signature.embedder, meta.source);
+        let (points, dim, classes) = (meta.points, meta.dim, coreset.counts.len());
+        let as_floats = |values: &[u32]| values.iter().map(|&v| v as f32).collect::<Vec<_>>();
+        let tensors = &mut self.coresets;
+        tensors.put_shaped(&format!("{prefix}points"), vec![points, dim], coreset.points.clone());
+        tensors.put(&format!("{prefix}labels"), &as_floats(&coreset.labels));
+        tensors.put_shaped(&format!("{prefix}mean"), vec![classes, dim], coreset.mean.clone());
+        tensors.put_shaped(&format!("{prefix}variance"), vec![classes, dim], coreset.variance.clone());
+        tensors.put(&format!("{prefix}counts"), &as_floats(&coreset.counts));
+    }
+
+    /// The coreset of a source by an embedder, if the entry has it; `path` is the entry's, for messages.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming a tensor that is missing or of another size.
+    pub fn coreset(&self, path: &Path, embedder: &str, source: usize) -> Result<Option<Coreset>> {
+        let found = self.meta.coresets.iter().find(|m| m.signature.embedder == embedder && m.source == source);
+        let Some(meta) = found else { return Ok(None) };
+        let classes = self.meta.sources.get(source).map(|s| s.classes.len());
+        let classes = classes.ok_or_else(|| Error::input(path, format!("is damaged: it has no source {source}")))?;
+        let prefix = coreset_prefix(embedder, source);
+        let get = |part: &str, len: usize| self.coresets.get(path, &format!("{prefix}{part}"), len);
+        let whole = |values: &[f32]| values.iter().map(|&v| v as u32).collect::<Vec<_>>();
+        let (points, dim) = (meta.points, meta.dim);
+        let labels = whole(get("labels", points)?);
+        if let Some(label) = labels.iter().find(|&&label| label as usize >= classes) {
+            return Err(Error::input(path, format!("is damaged: a point has label {label} of {classes} classes")));
+        }
+        Ok(Some(Coreset {
+            meta: meta.clone(),
+            points: get("points", points * dim)?.to_vec(),
+            labels,
+            mean: get("mean", classes * dim)?.to_vec(),
+            variance: get("variance", classes * dim)?.to_vec(),
+            counts: whole(get("counts", classes)?),
+        }))
+    }
+
     /// Makes an entry of the checkpoint of a search or a pretraining. The running statistics of several datasets become
     /// one: means of the means; variances of the mixture that gives every dataset the same share.
     ///
@@ -105,8 +176,9 @@ impl Entry {
             sources: meta.sources.clone(),
             licence: licence.into(),
             record,
+            coresets: Vec::new(),
         };
-        Ok(Self { meta, tensors })
+        Ok(Self { meta, tensors, coresets: Tensors::default() })
     }
 
     /// Writes the file, whole or not at all.
@@ -114,7 +186,9 @@ impl Entry {
     /// # Errors
     /// [`Error::Io`] naming the file, [`Error::Input`] if a value does not fit into half precision.
     pub fn save(&self, path: &Path) -> Result<()> {
-        self.tensors.save(path, KIND, &self.meta, Storage::F16)
+        let mut all = self.tensors.clone();
+        all.extend(&self.coresets);
+        all.save(path, KIND, &self.meta, storage)
     }
 
     /// Reads and verifies a file: its checksum, and that every tensor of its network is there.
@@ -122,19 +196,23 @@ impl Entry {
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Input`] naming what is wrong with it.
     pub fn load(path: &Path) -> Result<Self> {
-        let (tensors, meta): (Tensors, EntryMeta) = Tensors::load(path, KIND)?;
+        let (mut tensors, meta): (Tensors, EntryMeta) = Tensors::load(path, KIND)?;
+        let coresets = tensors.take(CORESETS);
         if meta.sources.is_empty() {
             return Err(Error::input(path, "is damaged: it names no dataset"));
         }
         meta.space.check().map_err(|message| Error::input(path, format!("holds an unsound space: {message}")))?;
-        let heads: Vec<usize> = meta.sources.iter().map(|s| s.classes.len()).collect();
-        let network = Supernet::with_heads(meta.space.clone(), meta.size, &heads);
-        tensors.get_weights(path, "", &network.layout)?;
-        tensors.get_running(path, "", &network.layout)?;
-        let alphas = tensors.get(path, "alphas", network.space.alphas_len())?;
+        let entry = Self { meta, tensors, coresets };
+        let network = entry.network();
+        entry.tensors.get_weights(path, "", &network.layout)?;
+        entry.tensors.get_running(path, "", &network.layout)?;
+        let alphas = entry.tensors.get(path, "alphas", network.space.alphas_len())?;
         if let Some(value) = alphas.iter().find(|a| !a.is_finite()) {
             return Err(Error::input(path, format!("has an alpha of {value}")));
         }
-        Ok(Self { meta, tensors })
+        for m in &entry.meta.coresets {
+            entry.coreset(path, &m.signature.embedder, m.source)?;
+        }
+        Ok(entry)
     }
 }

@@ -1,6 +1,7 @@
 //! The zoo: a folder of pretrained supernets, one file each. A file holds everything that a transfer needs and nothing
 //! that must be looked up elsewhere: weights, running statistics, alphas, search space, datasets, training record.
 
+pub mod embed;
 pub mod entry;
 
 use std::path::{Path, PathBuf};

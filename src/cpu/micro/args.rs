@@ -191,6 +191,30 @@ pub struct Affine {
     pub accumulate: bool,
 }
 
+/// Arguments of `bound`: `x = min(max(x + bias + residual, low), high)` in place. NaN stays.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bound {
+    /// Map of `rows` pixels, overwritten.
+    pub x: *mut f32,
+    /// Distance between the pixels of `x`.
+    pub ldx: usize,
+    /// Pixels.
+    pub rows: usize,
+    /// Channels.
+    pub c: usize,
+    /// Summand for each channel.
+    pub bias: *const f32,
+    /// Second map of `rows` pixels; null for 0.
+    pub residual: *const f32,
+    /// Distance between the pixels of `residual`.
+    pub ldr: usize,
+    /// Least result.
+    pub low: f32,
+    /// Greatest result.
+    pub high: f32,
+}
+
 /// Arguments of `sums`: `s1 += sum of g`, `s2 += sum of g * (y - mean)`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

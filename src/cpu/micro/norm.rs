@@ -2,7 +2,7 @@
 
 use super::super::simd::{Vector, coef, ld, st};
 use super::prologue::add_into;
-use super::{Affine, Moments, Sums};
+use super::{Affine, Bound, Moments, Sums};
 
 /// See [`super::Micro`].
 #[inline(always)]
@@ -94,6 +94,37 @@ unsafe fn affine_block<V: Vector, const FULL: bool, const Y: bool, const ACCUMUL
 
 /// See [`super::Micro`].
 #[inline(always)]
+pub(super) unsafe fn bound<V: Vector>(a: &Bound) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if a.residual.is_null() {
+            blocks!(V, a.c, bound_block[false](a));
+        } else {
+            blocks!(V, a.c, bound_block[true](a));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn bound_block<V: Vector, const FULL: bool, const RESIDUAL: bool>(a: &Bound, lo: usize, n: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (low, high) = (V::splat(a.low), V::splat(a.high));
+        let bias = ld::<V, FULL>(a.bias.add(lo), n);
+        for r in 0..a.rows {
+            let x = a.x.add(r * a.ldx + lo);
+            let mut v = ld::<V, FULL>(x, n).add(bias);
+            if RESIDUAL {
+                v = v.add(ld::<V, FULL>(a.residual.add(r * a.ldr + lo), n));
+            }
+            // In this order a NaN comes through.
+            st::<V, FULL>(x, n, high.min(low.max(v)));
+        }
+    }
+}
+
+/// See [`super::Micro`].
+#[inline(always)]
 pub(super) unsafe fn sums<V: Vector>(a: &Sums) {
     // SAFETY: the caller's contract.
     unsafe {
@@ -177,6 +208,26 @@ mod tests {
                         s2.check(&what, |_, i| {
                             let sum: f64 = (0..rows).map(|r| g.at(r, i) * (y.at(r, i) - mean.at(0, i))).sum();
                             b2.at(0, i) + if with_y { sum } else { 0.0 }
+                        });
+                    }
+
+                    for with_y in [false, true] {
+                        let mut x = g.clone();
+                        let args = Bound {
+                            x: x.ptr_mut(),
+                            ldx: x.ld,
+                            rows,
+                            c,
+                            bias: b.ptr(),
+                            residual: if with_y { y.ptr() } else { null() },
+                            ldr: y.ld,
+                            low: -0.25,
+                            high: 0.5,
+                        };
+                        // SAFETY: as above.
+                        unsafe { (table.bound)(&args) };
+                        x.check(&format!("{what} bound {with_y}"), |r, i| {
+                            (g.at(r, i) + b.at(0, i) + if with_y { y.at(r, i) } else { 0.0 }).clamp(-0.25, 0.5)
                         });
                     }
 

@@ -1,0 +1,290 @@
+//! From images to points. Images are brought to the embedder's geometry a batch at a time and run through a program that
+//! is recorded once; a last batch that is not full is padded, and the points of the padding are dropped.
+
+use std::path::Path;
+
+use super::convnet::ConvNet;
+use super::{Embedded, Profile, Signature, cache, efficientnet};
+use crate::data::{Dataset, Geometry, Images, Normalisation, stratified_subset};
+use crate::device::cpu::{Cpu, Executable};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Program, Shape, State, StoreLayout, Tensor};
+use crate::network::{Pass, Supernet};
+use crate::ops::augment::Augment;
+use crate::run::Observer;
+use crate::tensors::Tensors;
+use crate::zoo::Entry;
+
+/// Images of a batch where the network is a supernet; those of a zoo are small.
+const TRUNK_BATCH: usize = 64;
+/// Images of a batch of 224 x 224: few, so that the maps of the first layers stay below 100 MiB.
+const CONVNET_BATCH: usize = 8;
+
+/// Which training images are embedded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// At most so many, stratified.
+    pub max: usize,
+    /// Seed of the choice.
+    pub seed: u64,
+}
+
+/// What turns images into points.
+pub struct Embedder {
+    signature: Signature,
+    threads: usize,
+    network: Option<Network>,
+    runner: Option<Runner>,
+}
+
+/// A network whose features are the points.
+enum Network {
+    Trunk(Trunk),
+    ConvNet { network: ConvNet, normalisation: Normalisation },
+}
+
+/// A supernet with its values.
+struct Trunk {
+    network: Supernet,
+    weights: Vec<f32>,
+    running: Vec<f32>,
+    alphas: Vec<f32>,
+    normalisation: Normalisation,
+}
+
+/// A device with the recorded program.
+struct Runner {
+    cpu: Cpu,
+    exe: Executable,
+    pixels: State,
+    features: Tensor,
+    batch: usize,
+    dim: usize,
+}
+
+impl Embedder {
+    /// Geometry of the points of [`Embedder::pixels`] where none is given. Colour tells datasets apart better than
+    /// detail does, and 512 points of 432 elements keep a zoo entry's coreset below half a MiB.
+    pub const PIXELS: Geometry = Geometry { height: 12, width: 12, channels: 3 };
+
+    /// The pixels themselves: 0 to 255 in the profile `paper`, scaled to -1..1 (`x / 127.5 - 1`) in `normalised`.
+    pub fn pixels(size: Geometry, profile: Profile) -> Self {
+        let signature = Signature { embedder: "pixels".into(), weights: String::new(), size, profile };
+        Self { signature, threads: 1, network: None, runner: None }
+    }
+
+    /// The trunk of a zoo entry in evaluation mode: means of its last maps. Pixels are normalised by the statistics of
+    /// the entry's sources, each with the same share, whatever dataset they belong to.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for the profile `paper`, [`Error::Input`] if the entry lacks a tensor.
+    pub fn trunk(entry: &Entry, path: &Path, profile: Profile, threads: usize) -> Result<Self> {
+        if profile == Profile::Paper {
+            return Err(Error::usage(
+                "profile paper feeds pixels of 0 to 255, but the running statistics of a zoo entry are those of \
+                 normalised images; use profile normalised, or the embedder pixels",
+            ));
+        }
+        let network = entry.network();
+        let trunk = Trunk {
+            weights: entry.tensors.get_weights(path, "", &network.layout)?,
+            running: entry.tensors.get_running(path, "", &network.layout)?,
+            alphas: entry.tensors.get(path, "alphas", network.space.alphas_len())?.to_vec(),
+            normalisation: mixture(entry.meta.sources.iter().map(|s| &s.normalisation)),
+            network,
+        };
+        let weights = entry.tensors.checksum();
+        let signature = Signature { embedder: "zoo".into(), weights, size: entry.meta.size, profile };
+        Ok(Self { signature, threads, network: Some(Network::Trunk(trunk)), runner: None })
+    }
+
+    /// EfficientNet-Lite0 with the weights of a file: its pooled 1,280 features.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for the profile `paper`, [`Error::Io`] if the file cannot be read, [`Error::Input`] naming a
+    /// tensor that it lacks.
+    pub fn efficientnet_lite0(path: &Path, profile: Profile, threads: usize) -> Result<Self> {
+        Self::efficientnet("efficientnet-lite0", &efficientnet::LITE0, path, profile, threads)
+    }
+
+    /// A network of EfficientNet-Lite's blocks under a name of its own.
+    ///
+    /// # Errors
+    /// As [`Embedder::efficientnet_lite0`].
+    pub fn efficientnet(
+        name: &str,
+        config: &efficientnet::Config,
+        path: &Path,
+        profile: Profile,
+        threads: usize,
+    ) -> Result<Self> {
+        if profile == Profile::Paper {
+            return Err(Error::usage(format!(
+                "profile paper feeds pixels of 0 to 255 without normalisation; {name} saturates on them (ReLU6 cuts at \
+                 6); use profile normalised, or the embedder pixels"
+            )));
+        }
+        let tensors = Tensors::read(path)?;
+        let network = efficientnet::load(config, &tensors, path)?;
+        let side = config.size;
+        let size = Geometry { height: side, width: side, channels: 3 };
+        let signature = Signature { embedder: name.into(), weights: tensors.checksum(), size, profile };
+        let network = Network::ConvNet { network, normalisation: efficientnet::normalisation() };
+        Ok(Self { signature, threads, network: Some(network), runner: None })
+    }
+
+    /// What its points have in common.
+    pub fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// Embeds training images of a dataset (never test images: distances must not see them). With a cache folder, points
+    /// that were computed before are read. Returns the points and whether they came from the cache.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the sample is smaller than the number of classes or the images do not fit,
+    /// [`Error::Memory`] if the program does not fit, [`Error::NonFinite`] naming an image whose point is not finite,
+    /// [`Error::Io`] if the cache cannot be written.
+    pub fn embed(
+        &mut self,
+        dataset: &Dataset,
+        sample: Sample,
+        folder: Option<&Path>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Embedded, bool)> {
+        let (classes, name) = (dataset.classes.len(), &dataset.name);
+        if sample.max < classes {
+            return Err(Error::usage(format!(
+                "{} samples cannot show the {classes} classes of {name}; use at least {classes}",
+                sample.max
+            )));
+        }
+        let chosen = stratified_subset(&dataset.train.labels, classes, sample.max, sample.seed);
+        let images = dataset.train.subset(&chosen);
+        let key = folder.map(|folder| (folder, cache::key(&images, &self.signature)));
+        let kept = key.as_ref().and_then(|(folder, key)| cache::read(folder, key, images.len()));
+        let hit = kept.is_some();
+        let (dim, points) = match kept {
+            Some(kept) => kept,
+            None => self.points(name, &images, observer)?,
+        };
+        let (name, classes) = (name.clone(), dataset.classes.clone());
+        let embedded =
+            Embedded { name, dim, points, labels: images.labels, classes, signature: self.signature.clone() };
+        if let Some((folder, key)) = key.filter(|_| !hit) {
+            cache::write(folder, &key, &embedded)?;
+        }
+        Ok((embedded, hit))
+    }
+
+    /// Elements of a point, and the points of all images.
+    fn points(&mut self, name: &str, images: &Images, observer: &mut dyn Observer) -> Result<(usize, Vec<f32>)> {
+        let size = self.signature.size;
+        let Some(network) = &self.network else {
+            let images = images.clone().converted(size)?;
+            let paper = self.signature.profile == Profile::Paper;
+            let value = |&x: &u8| if paper { f32::from(x) } else { f32::from(x) / 127.5 - 1.0 };
+            return Ok((size.values(), images.pixels.iter().map(value).collect()));
+        };
+        if self.runner.is_none() {
+            self.runner = Some(Runner::new(network, size, self.threads)?);
+        }
+        let runner = self.runner.as_mut().expect("just made");
+        let indices: Vec<usize> = (0..images.len()).collect();
+        observer.begin(&format!("embedding {name}"), 1, indices.len().div_ceil(runner.batch), 0);
+        let mut points = Vec::with_capacity(images.len() * runner.dim);
+        for (step, batch) in indices.chunks(runner.batch).enumerate() {
+            let staged = images.subset(batch).converted(size)?;
+            points.extend(runner.run(&staged.pixels));
+            observer.step(0, step + 1);
+        }
+        if let Some(at) = points.iter().position(|v| !v.is_finite()) {
+            let (image, value, embedder) = (at / runner.dim, points[at], &self.signature.embedder);
+            return Err(Error::NonFinite(format!(
+                "the {embedder} embedding of image {image} of {name} has a value {value}; are its weights sound?"
+            )));
+        }
+        Ok((runner.dim, points))
+    }
+}
+
+impl Runner {
+    fn new(network: &Network, size: Geometry, threads: usize) -> Result<Self> {
+        let (batch, normalisation) = match network {
+            Network::Trunk(trunk) => (TRUNK_BATCH, &trunk.normalisation),
+            Network::ConvNet { normalisation, .. } => (CONVNET_BATCH, normalisation),
+        };
+        let (mut layout, mut graph) = (StoreLayout::new(), Graph::new());
+        let pixels = layout.add("pixels", Shape::map(batch, size.height, size.width, size.channels));
+        let (index, epoch) = (layout.add("index", Shape::vector(batch)), layout.add("epoch", Shape::vector(1)));
+        let Normalisation { mean, std } = normalisation.clone();
+        let normalise = Augment { pad: 0, flip: false, cutout: 0, mean, std, seed: 0 };
+        let inputs = [pixels, index, epoch].map(|state| graph.state(state));
+        let images = Augment::record(&mut graph, normalise, inputs);
+        let mut values: Vec<(State, &[f32])> = Vec::new();
+        let features = match network {
+            Network::Trunk(trunk) => {
+                let Trunk { network, weights, running, alphas, .. } = trunk;
+                let mut declare = |name: &str, with: &'_ [f32]| layout.add(name, Shape::vector(with.len()));
+                let states =
+                    [declare("weights", weights), declare("running statistics", running), declare("alphas", alphas)];
+                values.extend(states.into_iter().zip([&weights[..], running, alphas]));
+                let [weights, alphas] = [states[0], states[2]].map(|state| graph.state(state));
+                let mut pass = Pass::evaluate(&mut graph, &network.layout, weights, states[1]);
+                network.features(&mut pass, images, alphas)?
+            }
+            Network::ConvNet { network, .. } => {
+                let weights = layout.add("weights", Shape::vector(network.weights().len()));
+                values.push((weights, network.weights()));
+                let weights = graph.state(weights);
+                network.record(&mut graph, images, weights)?
+            }
+        };
+        let dim = graph.shape(features).c;
+        let mut cpu = Cpu::new(&layout, threads)?;
+        for (state, values) in values {
+            cpu.state_mut(state).copy_from_slice(values);
+        }
+        let exe = cpu.prepare(Program::new("embedding", graph, &[features]))?;
+        Ok(Self { cpu, exe, pixels, features, batch, dim })
+    }
+
+    /// Points of at most a batch of images.
+    fn run(&mut self, pixels: &[u8]) -> Vec<f32> {
+        let staged = self.cpu.state_mut(self.pixels);
+        let each = staged.len() / self.batch;
+        let images = pixels.len() / each;
+        staged.iter_mut().zip(pixels).for_each(|(slot, &value)| *slot = f32::from(value));
+        // What earlier batches left behind the last image is computed too, and dropped.
+        self.cpu.run(&self.exe);
+        let mut points = self.cpu.read(&self.exe, self.features);
+        points.truncate(images * self.dim);
+        points
+    }
+}
+
+/// Statistics of the mixture of datasets in which each has the same share.
+fn mixture<'a>(sources: impl Iterator<Item = &'a Normalisation> + Clone) -> Normalisation {
+    let share = 1.0 / sources.clone().count().max(1) as f32;
+    let channels = sources.clone().map(|s| s.mean.len()).min().unwrap_or(0);
+    let mean: Vec<f32> = (0..channels).map(|c| sources.clone().map(|s| share * s.mean[c]).sum()).collect();
+    let deviation = |c: usize| {
+        let part = |s: &Normalisation| share * (s.std[c].powi(2) + (s.mean[c] - mean[c]).powi(2));
+        sources.clone().map(part).sum::<f32>().sqrt()
+    };
+    let std = (0..channels).map(deviation).collect();
+    Normalisation { mean, std }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datasets_of_one_brightness_differ_between_and_within() {
+        let of = |mean: f32, std: f32| Normalisation { mean: vec![mean], std: vec![std] };
+        assert_eq!(mixture([of(0.25, 0.5)].iter()), of(0.25, 0.5));
+        let both = mixture([of(0.2, 0.3), of(0.8, 0.3)].iter());
+        assert!((both.mean[0] - 0.5).abs() < 1e-6 && (both.std[0] - (0.09f32 + 0.09).sqrt()).abs() < 1e-6, "{both:?}");
+    }
+}
