@@ -120,7 +120,7 @@ pub struct SearchConfig {
     pub cutout: usize,
     /// Steps between checkpoints; 0: at the end of epochs only.
     pub checkpoint_steps: usize,
-    /// Name of the zoo entry to start from, or `none`.
+    /// The zoo entry to start from: its name, `auto` (the nearest), `multi` (that of the most datasets) or `none`.
     pub warm_start: String,
     /// Folder of the zoo.
     pub zoo: String,

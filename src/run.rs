@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
@@ -86,6 +87,19 @@ impl RunFolder {
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string_pretty(value).expect("reports are plain data") + "\n";
         write_atomically(&self.path.join(name), text.as_bytes())
+    }
+
+    /// Reads what [`RunFolder::write_json`] wrote; None if there is no such file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Input`] if it is not what was written.
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.path.join(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+        serde_json::from_slice(&text).map(Some).map_err(|e| Error::input(&path, format!("is damaged: {e}")))
     }
 
     /// Appends one line to `metrics.jsonl`.

@@ -5,6 +5,7 @@ use supernet::config::{SCRATCH, SearchConfig};
 use supernet::network::Primitive;
 use supernet::search::run::SearchReport;
 use supernet::search::search;
+use supernet::transport::Ranked;
 use supernet::{Error, Result};
 
 use super::folder::{self, FolderFlags};
@@ -15,7 +16,7 @@ const AFTER_HELP: &str = "\
 Examples:
   supernet search --data builtin:fashion --channels 8 --layers 5 --epochs 10 --out runs/search
   supernet search --data folder:photos --size 32x32 --order second --seed 1 --out runs/photos
-  supernet search --data folder:photos --channels 8 --layers 5 --epochs 5 --warm-start mnist --zoo zoo --out runs/warm
+  supernet search --data folder:photos --channels 8 --layers 5 --epochs 5 --warm-start auto --zoo zoo --out runs/warm
   supernet search --out runs/search --resume";
 
 /// Search cells for a dataset: trains a supernet by bilevel optimisation and derives a genotype.
@@ -44,7 +45,11 @@ pub fn lines(report: &SearchReport) -> Lines {
         let pairs: Vec<String> = pairs.iter().map(|(primitive, state)| format!("{primitive}({state})")).collect();
         pairs.chunks(2).map(|node| node.join(" + ")).collect::<Vec<_>>().join(", ")
     };
-    Lines::default()
+    let nearest = |lines: Lines, r: &Ranked| {
+        let sure = r.nearest.map_or(String::new(), |share| format!(", nearest in {:.0} % of draws", 100.0 * share));
+        lines.add("distance", format!("{:.4} to {}{sure}", r.distance, r.name))
+    };
+    let lines = Lines::default()
         .add("validation accuracy", percent(report.validation_accuracy))
         .add("validation loss", format!("{:.4}", report.validation_loss))
         .add("normal cell", cell(&report.genotype.normal))
@@ -54,6 +59,6 @@ pub fn lines(report: &SearchReport) -> Lines {
         .add("time of a step", format!("{:.1} ms", 1e3 * report.seconds_per_step))
         .add("memory of the engine", mib(report.peak_bytes))
         .add_some("memory of the process", report.peak_rss_bytes.map(mib))
-        .add("started from", if report.source == SCRATCH { "nothing" } else { &report.source })
-        .add("run folder", &report.out)
+        .add("started from", if report.source == SCRATCH { "nothing" } else { &report.source });
+    report.ranking.iter().fold(lines, nearest).add("run folder", &report.out)
 }

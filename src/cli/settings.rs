@@ -99,8 +99,9 @@ pub struct SearchFlags {
     #[command(flatten)]
     #[serde(flatten)]
     bilevel: BilevelFlags,
-    /// Zoo entry to start from, or none.
-    #[arg(long, value_name = "NAME")]
+    /// What to start from: the name of a zoo entry, auto (the nearest by dataset distance), multi (pretrained on the most
+    /// datasets) or none.
+    #[arg(long, value_name = "NAME|auto|multi|none")]
     #[serde(skip_serializing_if = "Option::is_none")]
     warm_start: Option<String>,
     /// Folder of the zoo.

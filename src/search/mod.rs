@@ -1,5 +1,6 @@
 //! Bilevel search over a supernet's weights and alphas.
 
+pub mod choose;
 mod halves;
 pub mod run;
 pub mod schedule;

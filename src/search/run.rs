@@ -11,6 +11,7 @@ use crate::graph::plan::check_memory;
 use crate::graph::{Program, StoreLayout};
 use crate::network::{Genotype, SearchSpace, Supernet};
 use crate::ops::optimiser::Adam;
+use crate::transport::Ranked;
 
 /// What a search found and took.
 #[derive(Clone, Debug, Serialize)]
@@ -33,7 +34,9 @@ pub struct SearchReport {
     pub peak_rss_bytes: Option<usize>,
     /// Zoo entry from which the search started, or `none`.
     pub source: String,
-    /// Tensors that were copied, adapted and drawn anew by the transfer; None without one, or after a resume.
+    /// Sources of the zoo in the order of their distance, where the nearest was asked for.
+    pub ranking: Vec<Ranked>,
+    /// Tensors that were copied, adapted and drawn anew by the transfer; None without one.
     pub transfer: Option<[usize; 3]>,
     /// The run folder.
     pub out: String,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::choose::{AUTO, Choice, MULTI, choose};
 use super::halves::Halves;
 use super::run::{SearchReport, Setup, TaskPrograms};
 use super::schedule::cosine;
@@ -58,6 +59,7 @@ struct Search<'a> {
     tasks: Vec<Task>,
     folder: RunFolder,
     meta: Meta,
+    choice: Option<Choice>,
     transfer: Option<TransferReport>,
     epoch: usize,
     step: usize,
@@ -110,9 +112,12 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     let mut cpu = Cpu::new(&setup.layout, run::threads(config.threads))?;
     setup.initialise(&mut cpu, config.seed);
     // A resumed run has everything in its checkpoint: the zoo may be gone by then.
-    let transfer = match resume {
-        true => None,
-        false => warm_start(config, &setup, &mut cpu, control)?,
+    let (choice, transfer) = match resume {
+        true => (None, None),
+        false => match warm_start(config, &setup, &datasets, &mut cpu, control)? {
+            Some((choice, report)) => (Some(choice), Some(report)),
+            None => (None, None),
+        },
     };
     let settings = SearchConfig { threads: 0, memory_limit: None, checkpoint_steps: 0, ..config.clone() };
     let meta = Meta {
@@ -130,13 +135,18 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     let folder = RunFolder::create(out)?;
     let programs = std::mem::take(&mut setup.tasks).into_iter().zip(halves);
     let tasks = programs.map(|(p, h)| Task::new(&mut cpu, p, h)).collect::<Result<_>>()?;
-    if let Some(report) = &transfer {
+    if let (Some(choice), Some(report)) = (&choice, &transfer) {
+        folder.write_json("choice.json", choice)?;
         folder.write_json("transfer.json", report)?;
     }
+    let (choice, transfer) = match resume {
+        true => (folder.read_json("choice.json")?, folder.read_json("transfer.json")?),
+        false => (choice, transfer),
+    };
     let network = setup.network;
     let start = Instant::now();
     let mut search =
-        Search { config, network, cpu, tasks, folder, meta, transfer, epoch: 0, step: 0, before: 0.0, start };
+        Search { config, network, cpu, tasks, folder, meta, choice, transfer, epoch: 0, step: 0, before: 0.0, start };
     if resume {
         search.restore()?;
     }
@@ -144,19 +154,33 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     search.run(control)
 }
 
-/// Puts what a zoo entry has into the states, and says what was taken.
+/// Puts what a zoo entry has into the states, and says which was chosen and what was taken.
 fn warm_start(
     config: &SearchConfig,
     setup: &Setup,
+    datasets: &[Dataset],
     cpu: &mut Cpu,
     control: &mut Control<'_>,
-) -> Result<Option<TransferReport>> {
+) -> Result<Option<(Choice, TransferReport)>> {
     if config.warm_start == SCRATCH {
         return Ok(None);
     }
     let zoo = Zoo::new(&config.zoo);
-    let entry = zoo.load(&config.warm_start)?;
-    let start = transfer(&entry, &zoo.file(&config.warm_start), &setup.network, config)?;
+    let choice = match config.warm_start.as_str() {
+        AUTO | MULTI => {
+            let [target] = datasets else {
+                return Err(Error::usage(format!(
+                    "--warm-start {} chooses for one dataset; name an entry for a pretraining on several",
+                    config.warm_start
+                )));
+            };
+            let (space, threads) = (&setup.network.space, run::threads(config.threads));
+            choose(&config.warm_start, &zoo, space, target, threads, &[], control)?
+        }
+        name => Choice::named(name),
+    };
+    let entry = zoo.load(&choice.source)?;
+    let start = transfer(&entry, &zoo.file(&choice.source), &setup.network, config)?;
     let first = &setup.tasks[0].states;
     cpu.state_mut(first.model.weights).copy_from_slice(&start.weights);
     cpu.state_mut(first.alphas).copy_from_slice(&start.alphas);
@@ -165,10 +189,10 @@ fn warm_start(
     }
     let [copied, adapted, new] = start.report.counts;
     control.observer.note(&format!(
-        "warm start from `{}`: {copied} tensors copied, {adapted} adapted, {new} new (transfer.json names each)",
-        config.warm_start
+        "warm start from `{}`, {}: {copied} tensors copied, {adapted} adapted, {new} new (transfer.json names each)",
+        choice.source, choice.reason
     ));
-    Ok(Some(start.report))
+    Ok(Some((choice, start.report)))
 }
 
 impl Search<'_> {
@@ -289,7 +313,8 @@ impl Search<'_> {
             seconds_per_step: step_seconds / steps_done.max(1) as f64,
             peak_bytes: self.cpu.peak_bytes(),
             peak_rss_bytes: run::peak_rss_bytes(),
-            source: self.config.warm_start.clone(),
+            source: self.choice.as_ref().map_or(SCRATCH.into(), |c| c.source.clone()),
+            ranking: self.choice.map(|c| c.ranking).unwrap_or_default(),
             transfer: self.transfer.map(|report| report.counts),
             out: self.folder.checkpoint().parent().unwrap_or(Path::new(".")).display().to_string(),
         })

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{AlphaTransfer, SearchConfig, WeightTransfer};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use crate::tensors::Tensors;
 use crate::zoo::Entry;
 
 /// What became of a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// Taken as it was.
@@ -24,7 +24,7 @@ pub enum Fate {
 }
 
 /// What was transferred.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TransferReport {
     /// Name of the zoo entry.
     pub source: String,

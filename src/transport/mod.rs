@@ -11,6 +11,6 @@ pub mod points;
 pub mod solver;
 
 pub use bures::{Gaussian, bures};
-pub use otdd::{Distances, Inner, OtddOptions, Profile, Ranked, Sample, distances, rank};
+pub use otdd::{Distances, Inner, OtddOptions, Ranked, Sample, distances, rank};
 pub use points::{Cloud, Points, Values};
 pub use solver::{Costs, Domain, Epsilon, Labels, Options, Problem, Schedule, Solution, solve};

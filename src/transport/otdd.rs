@@ -2,6 +2,11 @@
 //! `lambda_x |x - x'|^2 / 2 + lambda_y W(y, y') / 2`, where `W` is itself the squared transport distance between the
 //! points of two classes.
 //!
+//! The profile `normalised` is ours: eps is relative to the mean cost, problems are solved until their marginals fit, and
+//! a set is at distance 0 of itself. `paper` has the arithmetic of the released code: eps 0.1 absolute, GeomLoss's
+//! schedule, an inner cost that is halved twice (so that the label term is `W / 4`), and biased inner distances across
+//! datasets, so that a set is not at distance 0 of itself.
+//!
 //! All class pairs of all pairs of datasets are one batch of problems, and so are all outer problems. A class pair within
 //! a dataset is solved once, however many datasets that one is compared with.
 
@@ -16,6 +21,7 @@ use super::bures::{Gaussian, bures, means};
 use super::points::{Cloud, Points, Values};
 use super::solver::{Costs, Epsilon, Labels, Options, Problem, Schedule, solve};
 use crate::data::permutation;
+use crate::embedding::{Embedded, Profile};
 use crate::error::{Error, Result};
 use crate::random::Stream;
 
@@ -23,17 +29,6 @@ use crate::random::Stream;
 const PURPOSE_SUBSET: u32 = 91;
 const PURPOSE_HALVES: u32 = 92;
 const PURPOSE_BOOTSTRAP: u32 = 93;
-
-/// The conventions of a distance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// Ours: eps relative to the mean cost, solved until the marginals fit, debiased; a set is at distance 0 of itself.
-    Normalised,
-    /// The arithmetic of the released code: eps 0.1 absolute, GeomLoss's schedule, an inner cost that is halved twice
-    /// (label term `W / 4`), biased inner distances across datasets, so that a set is not at distance 0 of itself.
-    Paper,
-}
 
 /// The distance of two classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +53,13 @@ pub struct Sample {
     pub dim: usize,
     /// Class of each point.
     pub labels: Vec<u32>,
+}
+
+impl From<Embedded> for Sample {
+    fn from(embedded: Embedded) -> Self {
+        let Embedded { name, points, dim, labels, .. } = embedded;
+        Self { name, points, dim, labels }
+    }
 }
 
 /// Settings of a distance.
@@ -126,7 +128,7 @@ pub struct Distances {
 }
 
 /// A source in the order of its distance.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ranked {
     /// Its name.
     pub name: String,
