@@ -122,6 +122,10 @@ pub struct SearchConfig {
     pub checkpoint_steps: usize,
     /// The zoo entry to start from: its name, `auto` (the nearest), `multi` (that of the most datasets) or `none`.
     pub warm_start: String,
+    /// How many nearest sources race, beside the supernet of many datasets and a start from nothing; 0: no race.
+    pub race: usize,
+    /// Epochs of the first round of a race; each further one doubles them.
+    pub race_epochs: usize,
     /// Folder of the zoo.
     pub zoo: String,
     /// What becomes of the source's weights.
@@ -162,6 +166,8 @@ impl Default for SearchConfig {
             cutout: 0,
             checkpoint_steps: 0,
             warm_start: SCRATCH.into(),
+            race: 0,
+            race_epochs: 2,
             zoo: "zoo".into(),
             transfer_weights: WeightTransfer::Keep,
             transfer_alphas: AlphaTransfer::Keep,
@@ -334,6 +340,7 @@ impl SearchConfig {
                 self.temper.is_finite() && self.temper > 0.0,
             ),
             ("head_warm_up", self.head_warm_up.to_string(), "fewer than the epochs", self.head_warm_up < self.epochs),
+            ("race_epochs", self.race_epochs.to_string(), "at least 1", self.race_epochs > 0),
             ("data", format!("{:?}", self.data.list()), "at least one dataset", !self.data.list().is_empty()),
         ])
     }

@@ -3,8 +3,9 @@
 use clap::Args;
 use supernet::config::{SCRATCH, SearchConfig};
 use supernet::network::Primitive;
+use supernet::search::race::Round;
 use supernet::search::run::SearchReport;
-use supernet::search::search;
+use supernet::search::{race, search};
 use supernet::transport::Ranked;
 use supernet::{Error, Result};
 
@@ -35,7 +36,10 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         if settings.data.list().len() > 1 {
             return Err(Error::usage("a search has one dataset; `supernet pretrain` takes several"));
         }
-        search(settings, &arguments.folder.out, resume, control)
+        match settings.race {
+            0 => search(settings, &arguments.folder.out, resume, control),
+            _ => race(settings, &arguments.folder.out, control),
+        }
     })?;
     output::print(json, &report, lines)
 }
@@ -60,5 +64,10 @@ pub fn lines(report: &SearchReport) -> Lines {
         .add("memory of the engine", mib(report.peak_bytes))
         .add_some("memory of the process", report.peak_rss_bytes.map(mib))
         .add("started from", if report.source == SCRATCH { "nothing" } else { &report.source });
+    let round = |lines: Lines, round: &Round| {
+        let losses: Vec<String> = round.losses.iter().map(|(name, loss)| format!("{name} {loss:.4}")).collect();
+        lines.add(&format!("race, epoch {}", round.epochs), losses.join(", "))
+    };
+    let lines = report.race.iter().flat_map(|race| &race.rounds).fold(lines, round);
     report.ranking.iter().fold(lines, nearest).add("run folder", &report.out)
 }

@@ -104,6 +104,15 @@ pub struct SearchFlags {
     #[arg(long, value_name = "NAME|auto|multi|none")]
     #[serde(skip_serializing_if = "Option::is_none")]
     warm_start: Option<String>,
+    /// Race this many nearest sources of the zoo, the supernet of many datasets and a start from nothing for a few epochs,
+    /// and go on with the best; 0 for no race.
+    #[arg(long, value_name = "K")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    race: Option<usize>,
+    /// Epochs of the first round of a race; each further one doubles them.
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    race_epochs: Option<usize>,
     /// Folder of the zoo.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]

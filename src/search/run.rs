@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::race::RaceReport;
 use super::step::{self, InputPipeline, SearchRecipe, SearchStates, WeightOptimiser};
 use crate::config::{SearchConfig, check_extent};
 use crate::data::{Geometry, Normalisation};
@@ -38,6 +39,9 @@ pub struct SearchReport {
     pub ranking: Vec<Ranked>,
     /// Tensors that were copied, adapted and drawn anew by the transfer; None without one.
     pub transfer: Option<[usize; 3]>,
+    /// How the race went, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub race: Option<RaceReport>,
     /// The run folder.
     pub out: String,
 }

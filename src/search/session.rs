@@ -316,6 +316,7 @@ impl Search<'_> {
             source: self.choice.as_ref().map_or(SCRATCH.into(), |c| c.source.clone()),
             ranking: self.choice.map(|c| c.ranking).unwrap_or_default(),
             transfer: self.transfer.map(|report| report.counts),
+            race: None,
             out: self.folder.checkpoint().parent().unwrap_or(Path::new(".")).display().to_string(),
         })
     }
