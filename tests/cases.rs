@@ -14,6 +14,7 @@ use supernet::ops::augment::{Augment, DropMask};
 use supernet::ops::dense::Dense;
 use supernet::ops::elementary::{BatchNorm, Depthwise, Relu, Scale};
 use supernet::ops::elementwise::{Fill, Linear};
+use supernet::ops::folded::{Activation, Folded};
 use supernet::ops::loss::{Accumulate, CrossEntropy};
 use supernet::ops::mixture::{Mixture, SourceInput};
 use supernet::ops::norm::{NormTensors, Normalised, Statistics};
@@ -417,6 +418,26 @@ fn pool(s: &mut Setup, x: Shape, op: Pool, how: Draw) -> Result<()> {
             s.seen(t);
         }
     }
+    Ok(())
+}
+
+/// A convolution at inference of `c` channels out of a constant map, with a residual if asked for.
+fn folded(
+    s: &mut Setup,
+    x: Shape,
+    c: usize,
+    (depthwise, kernel, stride): (bool, usize, usize),
+    rest: bool,
+) -> Result<()> {
+    let activation = if rest { Activation::Identity } else { Activation::Relu6 };
+    let op = Folded { depthwise, kernel, stride, activation, residual: rest };
+    let each = if depthwise { 1 } else { x.c };
+    let residual = rest.then(|| s.constant(op.output(x, c), Draw::Normal(1.0)));
+    let x = s.constant(x, Draw::Normal(2.0));
+    let w = s.constant(Shape::matrix(kernel * kernel * each, c), Draw::Normal(1.0));
+    let bias = s.constant(Shape::vector(c), Draw::Normal(2.0));
+    let y = Folded::record(&mut s.graph, op, [x, w, bias], residual)?;
+    s.seen(y);
     Ok(())
 }
 
@@ -1086,6 +1107,29 @@ pub const CASES: &[Case] = &[
     Case::new("augment: crop, flip, cutout", &["augment"], |s| augment(s, map(9, 6, 8, 3), 2, true, 3)),
     Case::new("augment: normalisation alone", &["augment"], |s| augment(s, map(2, 5, 5, 1), 0, false, 0)),
     Case::new("augment: hole of even side", &["augment"], |s| augment(s, map(5, 4, 4, 4), 0, true, 4)),
+    Case::new("folded: stem, odd channels", &["folded"], |s| folded(s, map(2, 9, 8, 3), 5, (false, 3, 2), false)),
+    Case::new("folded: expansion", &["folded"], |s| folded(s, map(3, 5, 4, 7), 24, (false, 1, 1), false)),
+    Case::new("folded: projection with residual", &["folded"], |s| folded(s, map(2, 6, 6, 18), 6, (false, 1, 1), true)),
+    Case::new("folded: pointwise of stride 2", &["folded"], |s| folded(s, map(1, 5, 6, 4), 8, (false, 1, 2), true)),
+    Case::new("folded: dense of stride 1 in bands", &["folded"], |s| {
+        folded(s, map(1, 40, 48, 6), 33, (false, 3, 1), true)
+    }),
+    Case::new("folded: depthwise 3x3, even map", &["folded"], |s| {
+        folded(s, map(2, 8, 10, 16), 16, (true, 3, 2), false)
+    }),
+    Case::new("folded: depthwise 5x5, odd map", &["folded"], |s| folded(s, map(2, 11, 7, 19), 19, (true, 5, 2), false)),
+    Case::new("folded: depthwise in bands", &["folded"], |s| folded(s, map(1, 50, 31, 40), 40, (true, 5, 1), true)),
+    Case::new("folded: slice of channels", &["folded"], |s| {
+        let wide = s.constant(map(2, 4, 4, 9), Draw::Normal(1.0));
+        let x = s.graph.channels(wide, 2, 6)?;
+        let w = s.constant(Shape::matrix(9, 6), Draw::Normal(1.0));
+        let bias = s.constant(Shape::vector(6), Draw::Normal(1.0));
+        let (depthwise, activation) = (true, Activation::Relu6);
+        let op = Folded { depthwise, kernel: 3, stride: 1, activation, residual: false };
+        let y = Folded::record(&mut s.graph, op, [x, w, bias], None)?;
+        s.seen(y);
+        Ok(())
+    }),
     Case::new("drop mask", &["drop_mask"], |s| {
         let inputs = [vector(s, 1, Draw::Constant(0.25)), vector(s, 1, Draw::Constant(9.0))];
         let mask = DropMask::record(&mut s.graph, DropMask { seed: 3 }, 5, 33, inputs);
@@ -1242,6 +1286,9 @@ fn shape_errors_name_op_and_shapes() {
     let wide = g.tensor(Shape::matrix(54, 3), "wide");
     let square = g.tensor(Shape::matrix(6, 6), "square");
     let other = g.tensor(map(3, 4, 4, 6), "other");
+    let six = g.tensor(Shape::vector(6), "six");
+    let activation = Activation::Identity;
+    let depthwise = Folded { depthwise: true, kernel: 3, stride: 2, activation, residual: false };
     let separable = |y, pointwise| BranchInput {
         x: Normalised::plain(y),
         depthwise: taps,
@@ -1328,6 +1375,16 @@ fn shape_errors_name_op_and_shapes() {
             CrossEntropy::record(&mut g, CrossEntropy { smoothing: 0.0 }, x, vector).unwrap_err(),
             "cross_entropy",
             &["5", "2x4x4x6"],
+        ),
+        (
+            Folded::record(&mut g, depthwise, [x, wide, vector], None).unwrap_err(),
+            "folded",
+            &["1x1x54x3", "1x1x1x5", "2x4x4x6"],
+        ),
+        (
+            Folded::record(&mut g, depthwise, [x, taps, six], Some(w)).unwrap_err(),
+            "folded",
+            &["residual 1x1x5x3", "2x2x2x6"],
         ),
         (Linear::record(&mut g, &[(1.0, x), (1.0, w)], "sum").unwrap_err(), "linear", &["1x1x5x3", "2x4x4x6"]),
         (g.channels(x, 4, 3).unwrap_err(), "channels", &["4..7", "2x4x4x6"]),

@@ -9,6 +9,7 @@ mod cli;
 mod composition;
 #[cfg(feature = "files")]
 mod data;
+mod embedding;
 mod gpu;
 mod gradients;
 mod masks;

@@ -8,6 +8,7 @@ use supernet::ops::augment::{Augment, DropMask};
 use supernet::ops::dense::Dense;
 use supernet::ops::elementary::{Depthwise, Relu};
 use supernet::ops::elementwise::{Fill, Linear};
+use supernet::ops::folded::{Activation, Folded};
 use supernet::ops::loss::{Accumulate, CrossEntropy};
 use supernet::ops::mixture::Mixture;
 use supernet::ops::norm::{NormTensors, Normalised};
@@ -162,6 +163,45 @@ fn dense_is_a_convolution() {
                 weights[((ky * kernel + kx) * 3 + i) * c + o]
             });
             expected.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % c]);
+            assert_eq!(b.setup.graph.shape(y), shape);
+            close(&b.value(y), &expected);
+        }
+    }
+}
+
+#[test]
+fn folded_convolutions_pad_as_tensorflow_does() {
+    for (kernel, stride, side, pad) in [
+        (3, 2, 4, [0, 1]),
+        (3, 2, 5, [1, 1]),
+        (5, 2, 6, [1, 2]),
+        (5, 1, 5, [2, 2]),
+        (3, 1, 4, [1, 1]),
+        (1, 2, 5, [0, 0]),
+    ] {
+        for (depthwise, residual) in [(false, false), (false, true), (true, false)] {
+            let (s, c, taps) = (Shape::map(2, side, side, 3), if depthwise { 3 } else { 4 }, kernel * kernel);
+            let rows = if depthwise { taps } else { taps * 3 };
+            let (x, w, bias) = (numbers(1, s.len()), numbers(2, rows * c), numbers(3, c));
+            let (shape, mut expected) = convolve(&x, s, c, (kernel, 1, stride), pad, |o, i, ky, kx| {
+                let tap = ky * kernel + kx;
+                match depthwise {
+                    true if o == i => w[tap * 3 + o],
+                    true => 0.0,
+                    false => w[(tap * 3 + i) * c + o],
+                }
+            });
+            let more = numbers(4, shape.len());
+            for (i, v) in expected.iter_mut().enumerate() {
+                let sum = *v + bias[i % c];
+                *v = if residual { sum + more[i] } else { sum.clamp(0.0, 6.0) };
+            }
+            let mut b = Bench::new();
+            let inputs = [b.input(s, &x), b.input(Shape::matrix(rows, c), &w), b.vector(&bias)];
+            let added = residual.then(|| b.input(shape, &more));
+            let activation = if residual { Activation::Identity } else { Activation::Relu6 };
+            let op = Folded { depthwise, kernel, stride, activation, residual };
+            let y = Folded::record(&mut b.setup.graph, op, inputs, added).unwrap();
             assert_eq!(b.setup.graph.shape(y), shape);
             close(&b.value(y), &expected);
         }

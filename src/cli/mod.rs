@@ -3,6 +3,7 @@
 mod bench;
 mod data;
 mod devices;
+mod embed;
 mod evaluate;
 mod export;
 mod folder;
@@ -50,6 +51,7 @@ enum Command {
     Export(export::Arguments),
     Devices(devices::Arguments),
     Data(data::Arguments),
+    Embed(embed::Arguments),
     Plan(plan::Arguments),
     /// Measure kernels, whole steps or the image loader.
     Bench(bench::Arguments),
@@ -73,6 +75,7 @@ pub fn run() -> Result<()> {
         Command::Export(arguments) => export::run(&arguments, json),
         Command::Devices(_) => devices::run(json),
         Command::Data(arguments) => data::run(&arguments, json),
+        Command::Embed(arguments) => embed::run(&arguments, json),
         Command::Plan(arguments) => plan::run(&arguments, json),
         Command::Bench(arguments) => bench::run(&arguments, json),
         Command::Step(arguments) => bench::step::run(&arguments, json),

@@ -1,7 +1,10 @@
 //! Values of flags. Errors are shown behind the flag's name.
 
 use supernet::data::{Geometry, Spec};
+use supernet::embedding::Profile;
 use supernet::search::step::Order;
+
+use super::embed::Choice;
 
 /// A count of one side or of channels: digits only, at least 1.
 fn extent(text: &str) -> Option<usize> {
@@ -30,6 +33,21 @@ pub fn geometry(text: &str) -> Result<Geometry, String> {
 /// A dataset, kept as text.
 pub fn spec(text: &str) -> Result<String, String> {
     text.parse::<Spec>().map(|spec| spec.to_string()).map_err(|error| error.to_string())
+}
+
+/// An embedder.
+pub fn embedder(text: &str) -> Result<Choice, String> {
+    match text {
+        "pixels" => Ok(Choice::Pixels),
+        "zoo" => Ok(Choice::Zoo),
+        "efficientnet-lite0" => Ok(Choice::EfficientNetLite0),
+        _ => Err("expected pixels, zoo or efficientnet-lite0".into()),
+    }
+}
+
+/// `normalised` or `paper`.
+pub fn profile(text: &str) -> Result<Profile, String> {
+    text.parse::<Profile>().map_err(|error| error.to_string())
 }
 
 /// `first` or `second`.

@@ -1,0 +1,181 @@
+//! `supernet embed`, and the flags that choose an embedder.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use supernet::data::Geometry;
+use supernet::embedding::{Embedder, Profile, Sample, Signature, write};
+use supernet::run::{self, Observer};
+use supernet::zoo::Zoo;
+use supernet::{Error, Result};
+
+use super::output::{self, Lines, grouped};
+use super::progress::Progress;
+use super::{folder, parse};
+
+const AFTER_HELP: &str = "\
+Points are kept in the cache folder (SUPERNET_CACHE) and computed once. Only training images are embedded.
+
+Embedders:
+  pixels             the images themselves, brought to one size
+  zoo                the trunk of a zoo entry (--trunk)
+  efficientnet-lite0 ImageNet features; scripts/convert_efficientnet.py makes the file of weights
+
+Examples:
+  supernet embed builtin:fashion --out fashion.npy
+  supernet embed builtin:emoji --embedder zoo --trunk digits --zoo zoo --out emoji.safetensors
+  supernet embed folder:photos --size 96x96 --embedder efficientnet-lite0 --out photos.safetensors --json";
+
+/// Turn the training images of a dataset into points.
+#[derive(Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Arguments {
+    /// Dataset.
+    #[arg(value_name = "SPEC", value_parser = parse::spec)]
+    spec: String,
+    /// Name of the embedder: pixels, zoo or efficientnet-lite0.
+    #[arg(long, value_name = "NAME", value_parser = parse::embedder, default_value = "pixels")]
+    embedder: Choice,
+    #[command(flatten)]
+    flags: EmbedderFlags,
+    /// Folder of the zoo.
+    #[arg(long, value_name = "DIR", default_value = "zoo")]
+    zoo: PathBuf,
+    /// Height and width to which the dataset's images are brought first; as stored where it is not given.
+    #[arg(long, value_name = "HxW", value_parser = parse::size)]
+    size: Option<(usize, usize)>,
+    /// At most so many images, stratified.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    max_samples: u32,
+    /// Seed of the choice of images.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// File of points and labels: .safetensors, or .npy with a second file .labels.npy.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// The embedders by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    Pixels,
+    Zoo,
+    EfficientNetLite0,
+}
+
+/// What embedders need.
+#[derive(Args)]
+pub struct EmbedderFlags {
+    /// How pixels enter: normalised, or paper (0 to 255, as the released scripts do; pixels only).
+    #[arg(long, value_name = "P", value_parser = parse::profile, default_value = "normalised")]
+    profile: Profile,
+    /// Weights of efficientnet-lite0; efficientnet-lite0.safetensors in the cache folder where it is not given.
+    #[arg(long, value_name = "FILE")]
+    embedder_weights: Option<PathBuf>,
+    /// Size and channels to which pixels brings images; 12x12x3 where it is not given.
+    #[arg(long, value_name = "HxWxC", value_parser = parse::geometry)]
+    embedder_size: Option<Geometry>,
+    /// Zoo entry whose trunk is the embedder `zoo`.
+    #[arg(long, value_name = "ENTRY")]
+    trunk: Option<String>,
+    /// Threads; 0 for all cores.
+    #[arg(long, value_name = "T", default_value_t = 0)]
+    threads: u16,
+}
+
+impl EmbedderFlags {
+    /// Makes an embedder; refuses flags that it would ignore.
+    pub fn embedder(&self, choice: Choice, zoo: &Zoo) -> Result<Embedder> {
+        let threads = run::threads(usize::from(self.threads));
+        match choice {
+            Choice::Pixels => Ok(Embedder::pixels(self.embedder_size.unwrap_or(Embedder::PIXELS), self.profile)),
+            Choice::Zoo => {
+                let name = self.trunk.as_deref().ok_or_else(|| {
+                    Error::usage(
+                        "embedder zoo needs the entry whose trunk it is (--trunk ENTRY, see `supernet zoo list`)",
+                    )
+                })?;
+                Embedder::trunk(&zoo.load(name)?, &zoo.file(name), self.profile, threads)
+            }
+            Choice::EfficientNetLite0 => {
+                let cached = || run::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"));
+                let path = self.embedder_weights.clone().or_else(cached).filter(|path| path.exists());
+                let path = path.ok_or_else(|| {
+                    let place = self.embedder_weights.clone().or_else(cached);
+                    let place = place.map_or_else(|| "the cache folder".into(), |p| p.display().to_string());
+                    Error::usage(format!(
+                        "there are no weights of efficientnet-lite0 at {place}; make them with \
+                         scripts/convert_efficientnet.py, or name the file (--embedder-weights FILE)"
+                    ))
+                })?;
+                Embedder::efficientnet_lite0(&path, self.profile, threads)
+            }
+        }
+    }
+
+    /// Refuses flags that none of the chosen embedders uses.
+    pub fn check(&self, choices: &[Choice]) -> Result<()> {
+        let unused = [
+            (self.embedder_weights.is_some(), "--embedder-weights", Choice::EfficientNetLite0, "efficientnet-lite0"),
+            (self.embedder_size.is_some(), "--embedder-size", Choice::Pixels, "pixels"),
+            (self.trunk.is_some(), "--trunk", Choice::Zoo, "zoo"),
+        ];
+        match unused.iter().find(|(given, _, choice, _)| *given && !choices.contains(choice)) {
+            Some((_, flag, _, name)) => Err(Error::usage(format!("{flag} is for --embedder {name}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the threads that convert images.
+    pub fn limit_threads(&self) -> Result<()> {
+        folder::limit_threads(usize::from(self.threads))
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    data: String,
+    n: usize,
+    dim: usize,
+    classes: usize,
+    #[serde(flatten)]
+    signature: Signature,
+    cached: bool,
+    files: Vec<String>,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
+    let Arguments { spec, embedder, flags, out, .. } = arguments;
+    flags.check(&[*embedder])?;
+    out.as_deref().map_or(Ok(()), write::check)?;
+    flags.limit_threads()?;
+    let mut embedder = flags.embedder(*embedder, &Zoo::new(&arguments.zoo))?;
+    let dataset = run::load_dataset(spec, arguments.size, None, None, 0)?;
+    let mut progress = Progress::new();
+    dataset.notes.iter().for_each(|note| progress.note(note));
+    let sample = Sample { max: arguments.max_samples as usize, seed: arguments.seed };
+    let cache = run::cache_folder();
+    let (embedded, cached) = embedder.embed(&dataset, sample, cache.as_deref(), &mut progress)?;
+    let files = out.as_deref().map_or(Ok(Vec::new()), |out| write::write(out, &embedded))?;
+    drop(progress);
+    let report = Report {
+        data: spec.clone(),
+        n: embedded.len(),
+        dim: embedded.dim,
+        classes: embedded.classes.len(),
+        signature: embedded.signature,
+        cached,
+        files: files.iter().map(|file| file.display().to_string()).collect(),
+    };
+    output::print(json, &report, |report| {
+        let lines = Lines::default()
+            .add("dataset", &report.data)
+            .add("embedder", &report.signature)
+            .add("points", grouped(report.n))
+            .add("elements of a point", grouped(report.dim))
+            .add("classes", report.classes)
+            .add("cache", if report.cached { "hit" } else { "miss" });
+        report.files.iter().fold(lines, |lines, file| lines.add("file", file))
+    })
+}
