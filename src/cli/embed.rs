@@ -76,7 +76,7 @@ pub struct EmbedderFlags {
     /// Size and channels to which pixels brings images; 12x12x3 where it is not given.
     #[arg(long, value_name = "HxWxC", value_parser = parse::geometry)]
     embedder_size: Option<Geometry>,
-    /// Zoo entry whose trunk is the embedder `zoo`.
+    /// Zoo entry whose trunk is the embedder `zoo` [default: that of the most datasets].
     #[arg(long, value_name = "ENTRY")]
     trunk: Option<String>,
     /// Threads; 0 for all cores.
@@ -87,19 +87,24 @@ pub struct EmbedderFlags {
 impl EmbedderFlags {
     /// Makes an embedder; refuses flags that it would ignore.
     pub fn embedder(&self, choice: Choice, zoo: &Zoo) -> Result<Embedder> {
-        let threads = run::threads(usize::from(self.threads));
+        let threads = self.threads();
         match choice {
             Choice::Pixels => Ok(Embedder::pixels(self.embedder_size.unwrap_or(Embedder::PIXELS), self.profile)),
             Choice::Zoo => {
-                let name = self.trunk.as_deref().ok_or_else(|| {
-                    Error::usage(
-                        "embedder zoo needs the entry whose trunk it is (--trunk ENTRY, see `supernet zoo list`)",
-                    )
-                })?;
+                let name = match &self.trunk {
+                    Some(name) => name.clone(),
+                    None => zoo.broadest()?.ok_or_else(|| {
+                        Error::usage(
+                            "embedder zoo needs a supernet of several datasets, and the zoo has none; name the entry \
+                             whose trunk it shall be (--trunk ENTRY, see `supernet zoo list`)",
+                        )
+                    })?,
+                };
+                let name = name.as_str();
                 Embedder::trunk(&zoo.load(name)?, &zoo.file(name), self.profile, threads)
             }
             Choice::EfficientNetLite0 => {
-                let cached = || run::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"));
+                let cached = || self.cached_weights();
                 let path = self.embedder_weights.clone().or_else(cached).filter(|path| path.exists());
                 let path = path.ok_or_else(|| {
                     let place = self.embedder_weights.clone().or_else(cached);
@@ -125,6 +130,32 @@ impl EmbedderFlags {
             Some((_, flag, _, name)) => Err(Error::usage(format!("{flag} is for --embedder {name}"))),
             None => Ok(()),
         }
+    }
+
+    /// Makes the embedder of a choice, or, where there is none, the one that saw the most images: efficientnet-lite0 if
+    /// its weights are at hand, else the trunk of the zoo's supernet of most datasets, else pixels.
+    pub fn pick(&self, choice: Option<Choice>, zoo: &Zoo) -> Result<(Choice, Embedder)> {
+        if let Some(choice) = choice {
+            return Ok((choice, self.embedder(choice, zoo)?));
+        }
+        let asked = self.embedder_size.is_some() || self.profile == Profile::Paper;
+        if !asked && (self.embedder_weights.is_some() || self.cached_weights().is_some_and(|path| path.exists())) {
+            return Ok((Choice::EfficientNetLite0, self.embedder(Choice::EfficientNetLite0, zoo)?));
+        }
+        if !asked && (self.trunk.is_some() || zoo.broadest()?.is_some()) {
+            return Ok((Choice::Zoo, self.embedder(Choice::Zoo, zoo)?));
+        }
+        Ok((Choice::Pixels, self.embedder(Choice::Pixels, zoo)?))
+    }
+
+    /// Where the weights of efficientnet-lite0 lie unless a file is named.
+    fn cached_weights(&self) -> Option<PathBuf> {
+        run::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"))
+    }
+
+    /// Threads of the engine.
+    pub fn threads(&self) -> usize {
+        run::threads(usize::from(self.threads))
     }
 
     /// Starts the threads that convert images.

@@ -3,6 +3,7 @@
 mod bench;
 mod data;
 mod devices;
+mod distance;
 mod embed;
 mod evaluate;
 mod export;
@@ -52,6 +53,7 @@ enum Command {
     Devices(devices::Arguments),
     Data(data::Arguments),
     Embed(embed::Arguments),
+    Distance(distance::Arguments),
     Plan(plan::Arguments),
     /// Measure kernels, whole steps or the image loader.
     Bench(bench::Arguments),
@@ -76,6 +78,7 @@ pub fn run() -> Result<()> {
         Command::Devices(_) => devices::run(json),
         Command::Data(arguments) => data::run(&arguments, json),
         Command::Embed(arguments) => embed::run(&arguments, json),
+        Command::Distance(arguments) => distance::run(&arguments, json),
         Command::Plan(arguments) => plan::run(&arguments, json),
         Command::Bench(arguments) => bench::run(&arguments, json),
         Command::Step(arguments) => bench::step::run(&arguments, json),

@@ -99,7 +99,7 @@ impl Default for OtddOptions {
             epsilon: 0.01,
             lambda_x: 1.0,
             lambda_y: 1.0,
-            iterations: 1000,
+            iterations: 5000,
             floor: true,
             bootstrap: 20,
             threads: 1,

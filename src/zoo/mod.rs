@@ -84,6 +84,25 @@ impl Zoo {
         Entry::load(&path)
     }
 
+    /// Name of the entry that was pretrained on the most datasets, if one was on several; None also without a zoo.
+    ///
+    /// # Errors
+    /// As [`Entry::load`].
+    pub fn broadest(&self) -> Result<Option<String>> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let mut best: Option<EntryMeta> = None;
+        for path in self.files()? {
+            let meta = Entry::load(&path)?.meta;
+            let known = best.as_ref().map_or(1, |b| b.sources.len());
+            if meta.sources.len() > known {
+                best = Some(meta);
+            }
+        }
+        Ok(best.map(|meta| meta.name))
+    }
+
     /// Adds an entry under its name.
     ///
     /// # Errors
