@@ -8,6 +8,7 @@ pub mod data;
 pub mod device;
 pub mod embedding;
 pub mod error;
+pub mod experiment;
 pub mod export;
 pub mod files;
 pub mod graph;

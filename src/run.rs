@@ -102,6 +102,19 @@ impl RunFolder {
         serde_json::from_slice(&text).map(Some).map_err(|e| Error::input(&path, format!("is damaged: {e}")))
     }
 
+    /// The lines of `metrics.jsonl`, an epoch each.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Input`] naming a damaged line.
+    pub fn records(&self) -> Result<Vec<Value>> {
+        let path = self.metrics();
+        let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        let parse = |(number, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|e| Error::input(&path, format!("line {} is damaged: {e}", number + 1)))
+        };
+        text.lines().enumerate().map(parse).collect()
+    }
+
     /// Appends one line to `metrics.jsonl`.
     ///
     /// # Errors

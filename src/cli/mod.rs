@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod demo;
 mod devices;
 mod distance;
 mod embed;
@@ -44,6 +45,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
     Search(search::Arguments),
     Pretrain(pretrain::Arguments),
     Zoo(zoo::Arguments),
@@ -69,6 +71,7 @@ pub fn run() -> Result<()> {
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     let json = cli.json;
     match cli.command {
+        Command::Demo(arguments) => demo::run(&arguments, json),
         Command::Search(arguments) => search::run(&arguments, json),
         Command::Pretrain(arguments) => pretrain::run(&arguments, json),
         Command::Zoo(arguments) => zoo::run(&arguments, json),

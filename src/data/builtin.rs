@@ -25,17 +25,21 @@ pub(super) fn load(name: &str) -> Result<(PathBuf, Raw)> {
     }
 }
 
-/// The folders to look in: the variable, the working directory, the folders above the program (which is in
-/// `target/` of a checkout), and the checkout that the program was built from.
+/// The folders to look in: the variable, then those of [`repository_folders`].
 fn folders() -> Vec<PathBuf> {
-    let below = |folder: &std::path::Path| folder.join("data").join("builtin");
+    let given = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    given.into_iter().chain(repository_folders("data/builtin")).collect()
+}
+
+/// Where a folder of the repository may be: below the working directory, the folders above the program (which is in
+/// `target/` of a checkout), and the checkout that the program was built from.
+pub(crate) fn repository_folders(name: &str) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    folders.extend(std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from));
-    folders.extend(std::env::current_dir().ok().map(|folder| below(&folder)));
+    folders.extend(std::env::current_dir().ok().map(|folder| folder.join(name)));
     if let Ok(program) = std::env::current_exe() {
-        folders.extend(program.ancestors().skip(1).map(below));
+        folders.extend(program.ancestors().skip(1).map(|folder| folder.join(name)));
     }
-    folders.push(below(env!("CARGO_MANIFEST_DIR").as_ref()));
+    folders.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name));
     let mut seen = std::collections::HashSet::new();
     folders.retain(|folder| seen.insert(folder.clone()));
     folders

@@ -35,6 +35,27 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 impl Zoo {
+    /// Channels and cells of the supernets in the zoo that comes with the program.
+    pub const SHIPPED_SPACE: (usize, usize) = (8, 5);
+
+    /// The zoo that comes with the program, a folder of the repository found as the built-in datasets are.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the folders that were tried.
+    pub fn shipped() -> Result<Self> {
+        let folders = crate::data::repository_folders("zoo");
+        match folders.iter().find(|folder| folder.join(format!("all.{ENDING}")).is_file()) {
+            Some(folder) => Ok(Self::new(folder)),
+            None => {
+                let tried: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
+                Err(Error::usage(format!(
+                    "the zoo of the repository was not found; tried {}. Give its folder with --zoo",
+                    tried.join(", ")
+                )))
+            }
+        }
+    }
+
     /// The zoo in a folder, which need not exist yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }

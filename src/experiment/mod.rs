@@ -1,0 +1,8 @@
+//! Whole comparisons: searches that start from the zoo beside searches that start from nothing, through the training of
+//! what they find.
+//!
+//! [`job`] runs one piece into a folder of its own and keeps its result, so that a comparison that was stopped goes on
+//! where it stood. [`demo`] is the smallest comparison.
+
+pub mod demo;
+pub mod job;
