@@ -10,7 +10,7 @@ use supernet::embedding::{Coreset, Embedded, Embedder, Profile, Sample, Signatur
 use supernet::network::{SearchSpace, Supernet};
 use supernet::run::Silent;
 use supernet::tensors::Tensors;
-use supernet::zoo::Entry;
+use supernet::zoo::{self, Entry};
 
 const ALL: Sample = Sample { max: 10_000, seed: 0 };
 
@@ -98,7 +98,7 @@ fn entry(size: Geometry, sources: usize) -> Entry {
 }
 
 fn trunk(entry: &Entry, threads: usize) -> Embedder {
-    Embedder::trunk(entry, Path::new("trunk"), Profile::Normalised, threads).unwrap()
+    zoo::embed::trunk(entry, Path::new("trunk"), Profile::Normalised, threads).unwrap()
 }
 
 fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
@@ -246,7 +246,7 @@ fn embedders_that_cannot_work_are_refused() {
     let paper = Embedder::efficientnet("tiny", &TINY, &weights, Profile::Paper, 1);
     refused(paper.map(|_| ()), &["paper", "saturates", "normalised"]);
     let own = entry(square(8, 3), 1);
-    refused(Embedder::trunk(&own, Path::new("t"), Profile::Paper, 1).map(|_| ()), &["paper", "normalised"]);
+    refused(zoo::embed::trunk(&own, Path::new("t"), Profile::Paper, 1).map(|_| ()), &["paper", "normalised"]);
     let lite0 = Embedder::efficientnet_lite0(&weights, Profile::Normalised, 1);
     refused(lite0.map(|_| ()), &["efficientnet_tiny", "_conv_stem.weight", "[8, 3, 3, 3]", "[32, 3, 3, 3]"]);
     refused(
@@ -332,7 +332,7 @@ fn points_are_written_for_other_programs() {
     let folder = folder("write");
     let embedded = points(&mut Embedder::pixels(square(2, 1), Profile::Paper), &dataset(3, square(2, 1)));
     let tensors = folder.join("points.safetensors");
-    assert_eq!(write::write(&tensors, &embedded).unwrap(), [tensors.clone()]);
+    assert_eq!(write::write(&tensors, &embedded).unwrap(), std::slice::from_ref(&tensors));
     let read = Tensors::read(&tensors).unwrap();
     assert_eq!(read.find("points"), Some((&[3, 4][..], &embedded.points[..])));
     assert_eq!(read.find("labels"), Some((&[3][..], &[0.0, 1.0, 0.0][..])));

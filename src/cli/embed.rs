@@ -7,7 +7,7 @@ use serde::Serialize;
 use supernet::data::Geometry;
 use supernet::embedding::{Embedder, Profile, Sample, Signature, write};
 use supernet::run::{self, Observer};
-use supernet::zoo::Zoo;
+use supernet::zoo::{self, Zoo};
 use supernet::{Error, Result};
 
 use super::output::{self, Lines, grouped};
@@ -86,7 +86,7 @@ pub struct EmbedderFlags {
 
 impl EmbedderFlags {
     /// Makes an embedder; refuses flags that it would ignore.
-    pub fn embedder(&self, choice: Choice, zoo: &Zoo) -> Result<Embedder> {
+    pub fn embedder(&self, choice: Choice, folder: &Zoo) -> Result<Embedder> {
         let threads = run::threads(usize::from(self.threads));
         match choice {
             Choice::Pixels => Ok(Embedder::pixels(self.embedder_size.unwrap_or(Embedder::PIXELS), self.profile)),
@@ -96,7 +96,7 @@ impl EmbedderFlags {
                         "embedder zoo needs the entry whose trunk it is (--trunk ENTRY, see `supernet zoo list`)",
                     )
                 })?;
-                Embedder::trunk(&zoo.load(name)?, &zoo.file(name), self.profile, threads)
+                zoo::embed::trunk(&folder.load(name)?, &folder.file(name), self.profile, threads)
             }
             Choice::EfficientNetLite0 => {
                 let cached = || run::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"));
