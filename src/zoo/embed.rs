@@ -47,7 +47,7 @@ fn mixture<'a>(sources: impl Iterator<Item = &'a Normalisation> + Clone) -> Norm
 /// How much of a source is embedded and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoresetOptions {
-    /// Points that the entry keeps of each source.
+    /// Points that the entry keeps of each source; more where it has more classes.
     pub points: usize,
     /// Images of each source whose points make the statistics of its classes.
     pub images: usize,
@@ -115,6 +115,7 @@ pub fn add_coresets(
     let CoresetOptions { points, images, seed } = options;
     let mut made = Vec::new();
     for (number, dataset) in sources.iter().enumerate() {
+        let points = points.max(dataset.classes.len());
         let sample = Sample { max: images.max(points), seed };
         let (embedded, cached) = embedder.embed(dataset, sample, cache, observer)?;
         let coreset = Coreset::new(&embedded, number, Sample { max: points, seed })?;
