@@ -144,7 +144,8 @@ fn devices_and_data_keep_their_contract() {
 
 #[test]
 fn every_command_explains_itself_with_examples() {
-    for name in ["search", "pretrain", "zoo", "train", "evaluate", "export", "devices", "data", "plan", "step"] {
+    for name in ["search", "pretrain", "zoo", "train", "evaluate", "export", "devices", "data", "embed", "plan", "step"]
+    {
         let output = run(&[name, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         let help = String::from_utf8(output.stdout).unwrap();
@@ -215,6 +216,67 @@ fn from_search_to_training_evaluation_and_export() {
     refused(&["evaluate", "--checkpoint", text(&model), "--data", "builtin:mnist"], 2, &["model.onnx"]);
 }
 
+/// Coresets of the entry `both`, and entries of its checkpoint.
+fn coresets(checkpoint: &Path, zoo: &Path, embedders: &dyn Fn(&Value) -> Vec<String>) {
+    let embed = run(&["zoo", "embed", "--embedder", "zoo", "--trunk", "both", "--zoo", text(zoo), "--json"]);
+    let made: Value = serde_json::from_slice(&embed.stdout).unwrap();
+    assert_eq!((&made[0]["name"], &made[0]["coresets"][1]["points"]), (&"both".into(), &48.into()), "{made}");
+    let shown = json(&["zoo", "show", "both", "--zoo", text(zoo)]);
+    assert_eq!(embedders(&shown), ["pixels", "pixels", "zoo", "zoo"]);
+    let text_of = String::from_utf8(run(&["zoo", "show", "both", "--zoo", text(zoo)]).stdout).unwrap();
+    assert!(text_of.contains("48 points of emoji by zoo, images 8x8x3, profile normalised, weights "), "{text_of}");
+    // The trunk's weights are the same whatever coresets the entry has.
+    let point = ["embed", "builtin:emoji", "--embedder", "zoo", "--trunk", "both", "--zoo", text(zoo)];
+    let report = json(&[&point[..], &["--max-samples", "20", "--size", "8x8"]].concat());
+    assert_eq!(report["weights"], shown["coresets"][3]["signature"]["weights"]);
+    assert_eq!((&report["n"], &report["dim"], &report["classes"]), (&20.into(), &32.into(), &9.into()));
+
+    let add = |name: &'static str| ["zoo", "add", text(checkpoint), "--zoo", text(zoo), "--name", name];
+    json(&add("again"));
+    assert_eq!(embedders(&json(&["zoo", "show", "again", "--zoo", text(zoo)])), ["pixels", "pixels"]);
+    json(&[&add("plain")[..], &["--no-coreset"]].concat());
+    assert!(embedders(&json(&["zoo", "show", "plain", "--zoo", text(zoo)])).is_empty());
+    let trunk = ["--embedder", "zoo"];
+    refused(&[&add("third")[..], &trunk].concat(), 2, &["--trunk"]);
+    refused(&[&add("third")[..], &["--trunk", "both"]].concat(), 2, &["--trunk", "--embedder zoo"]);
+    json(&["zoo", "remove", "again", "--zoo", text(zoo)]);
+    json(&["zoo", "remove", "plain", "--zoo", text(zoo)]);
+}
+
+#[test]
+fn points_of_a_dataset_are_computed_once() {
+    let out = folder("embed");
+    let cache = out.join("cache");
+    let embed = |arguments: &[&str]| {
+        let mut command = command(&[&["embed", "builtin:fashion", "--json"], arguments].concat());
+        let output = command.env("SUPERNET_CACHE", &cache).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap(), output.stdout)
+    };
+    let points = out.join("points.npy");
+    let own = ["--max-samples", "50", "--embedder-size", "4x4x1", "--profile", "paper", "--out", text(&points)];
+    for cached in [false, true] {
+        let (status, errors, report) = embed(&own);
+        assert_eq!(status, Some(0), "{errors}");
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        assert_eq!((&report["n"], &report["dim"], &report["classes"]), (&50.into(), &16.into(), &10.into()));
+        assert_eq!((&report["cached"], &report["profile"]), (&cached.into(), &"paper".into()));
+        assert_eq!(report["files"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!(std::fs::metadata(points).unwrap().len(), 128 + 50 * 16 * 4);
+    let fails = |arguments: &[&str], parts: &[&str]| {
+        let (status, errors, _) = embed(arguments);
+        assert_eq!(status, Some(2), "{errors}");
+        parts.iter().for_each(|part| assert!(errors.contains(part), "no `{part}` in: {errors}"));
+    };
+    fails(&["--embedder", "resnet"], &["--embedder", "expected pixels, zoo"]);
+    fails(&["--embedder", "zoo"], &["--trunk"]);
+    fails(&["--embedder", "efficientnet-lite0"], &["efficientnet-lite0.safetensors", "convert_efficientnet.py"]);
+    fails(&["--embedder-weights", "x"], &["--embedder-weights", "--embedder efficientnet-lite0"]);
+    fails(&["--profile", "pretty"], &["--profile", "normalised or paper"]);
+    fails(&["--out", "points.csv"], &["points.csv", ".safetensors or .npy"]);
+    fails(&["--max-samples", "5"], &["5 samples", "10 classes"]);
+}
+
 #[test]
 fn from_pretraining_to_the_zoo_and_a_warm_start() {
     let out = folder("zoo");
@@ -232,6 +294,12 @@ fn from_pretraining_to_the_zoo_and_a_warm_start() {
     let shown = json(&["zoo", "show", "both", "--zoo", text(&zoo)]);
     assert_eq!(shown["licence"], "various");
     assert_eq!(shown["sources"].as_array().unwrap().len(), 2);
+    let embedders = |shown: &Value| -> Vec<String> {
+        let list = shown["coresets"].as_array().into_iter().flatten();
+        list.map(|coreset| coreset["signature"]["embedder"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(embedders(&shown), ["pixels", "pixels"]);
+    coresets(&run_folder.join("checkpoint.safetensors"), &zoo, &embedders);
 
     let warm = out.join("warm");
     let own = ["search", "--out", text(&warm), "--data", "builtin:fashion", "--zoo", text(&zoo)];

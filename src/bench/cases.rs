@@ -63,14 +63,14 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case of so many transport problems.
-    pub(super) fn of_problems(
+    /// A case with a batch of images or of transport problems.
+    pub(super) fn of(
         name: String,
         timed: Timed,
-        problems: usize,
+        batch: usize,
         record: impl Fn(&mut Recorder, usize) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self { name, timed, batch: problems, record: Box::new(record) }
+        Self { name, timed, batch, record: Box::new(record) }
     }
 
     /// Records the case for a number of images.
@@ -157,6 +157,7 @@ pub fn all() -> Vec<Case> {
     vectors(&mut list);
     elementary(&mut list);
     layers(&mut list);
+    list.0.extend(super::folded::cases());
     list.0.extend(super::transport::cases());
     list.0
 }

@@ -10,6 +10,7 @@ pub mod cases;
 pub mod ceiling;
 pub mod chart;
 pub mod compare;
+mod folded;
 pub mod growth;
 pub mod kernels;
 pub mod loader;

@@ -53,7 +53,7 @@ fn record(r: &mut Recorder, problems: usize, what: Option<bool>, certificate: bo
 pub(super) fn cases() -> Vec<Case> {
     let case = |op: &'static str, what: &str, domain: Option<bool>, certificate: bool| {
         let name = format!("{op}/{PAIRS}x{POINTS}x{POINTS}/{what}");
-        Case::of_problems(name, Timed::Op(op), PAIRS, move |r, n| record(r, n, domain, certificate))
+        Case::of(name, Timed::Op(op), PAIRS, move |r, n| record(r, n, domain, certificate))
     };
     vec![
         case("pair_cost", &format!("d{DIMENSIONS}"), None, false),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use supernet::data::Geometry;
 use supernet::embedding::{Embedder, Profile, Sample, Signature, write};
 use supernet::run::{self, Observer};
-use supernet::zoo::Zoo;
+use supernet::zoo::{self, Zoo};
 use supernet::{Error, Result};
 
 use super::output::{self, Lines, grouped};
@@ -86,14 +86,14 @@ pub struct EmbedderFlags {
 
 impl EmbedderFlags {
     /// Makes an embedder; refuses flags that it would ignore.
-    pub fn embedder(&self, choice: Choice, zoo: &Zoo) -> Result<Embedder> {
+    pub fn embedder(&self, choice: Choice, folder: &Zoo) -> Result<Embedder> {
         let threads = self.threads();
         match choice {
             Choice::Pixels => Ok(Embedder::pixels(self.embedder_size.unwrap_or(Embedder::PIXELS), self.profile)),
             Choice::Zoo => {
                 let name = match &self.trunk {
                     Some(name) => name.clone(),
-                    None => zoo.broadest()?.ok_or_else(|| {
+                    None => folder.broadest()?.ok_or_else(|| {
                         Error::usage(
                             "embedder zoo needs a supernet of several datasets, and the zoo has none; name the entry \
                              whose trunk it shall be (--trunk ENTRY, see `supernet zoo list`)",
@@ -101,7 +101,7 @@ impl EmbedderFlags {
                     })?,
                 };
                 let name = name.as_str();
-                Embedder::trunk(&zoo.load(name)?, &zoo.file(name), self.profile, threads)
+                zoo::embed::trunk(&folder.load(name)?, &folder.file(name), self.profile, threads)
             }
             Choice::EfficientNetLite0 => {
                 let cached = || self.cached_weights();

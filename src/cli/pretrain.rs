@@ -1,17 +1,21 @@
 //! `supernet pretrain`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use supernet::checkpoint::Checkpoint;
 use supernet::config::SearchConfig;
+use supernet::embedding::{Embedder, Profile};
+use supernet::run::{self, Observer};
 use supernet::search::run::SearchReport;
 use supernet::search::search;
+use supernet::zoo::embed::{self, CoresetOptions};
 use supernet::zoo::{self, Entry, Zoo};
 use supernet::{Error, Result};
 
 use super::folder::{self, FolderFlags};
+use super::progress::Progress;
 use super::settings::PretrainFlags;
 use super::{output, search as search_command};
 
@@ -50,6 +54,14 @@ struct Report {
     path: String,
 }
 
+/// Puts coresets of pixels in, which cost little; others are made by `supernet zoo embed`.
+fn add_coresets(entry: &mut Entry, path: &Path) -> Result<()> {
+    let (datasets, cache, mut progress) = (embed::sources(entry, path)?, run::cache_folder(), Progress::new());
+    let mut embedder = Embedder::pixels(Embedder::PIXELS, Profile::default());
+    let around: (_, &mut dyn Observer) = (cache.as_deref(), &mut progress);
+    embed::add_coresets(entry, &datasets, &mut embedder, CoresetOptions::default(), around).map(|_| ())
+}
+
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     // Known before hours of training, not after.
     zoo::check_name(&arguments.name)?;
@@ -63,7 +75,11 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         search(settings, out, resume, control)
     })?;
     let file = out.join("checkpoint.safetensors");
-    let entry = Entry::from_checkpoint(&Checkpoint::load(&file)?, &file, &arguments.name, &arguments.licence)?;
+    let mut entry = Entry::from_checkpoint(&Checkpoint::load(&file)?, &file, &arguments.name, &arguments.licence)?;
+    if let Err(error) = add_coresets(&mut entry, &file) {
+        // The training is worth more than its coreset, which can be made at any time.
+        Progress::new().note(&format!("{error}; the entry has no coreset, `supernet zoo embed` makes it"));
+    }
     let path = zoo.add(&entry, arguments.replace)?.display().to_string();
     let report = Report { search: report, name: arguments.name.clone(), path };
     output::print(json, &report, |r| search_command::lines(&r.search).add("zoo entry", &r.path))

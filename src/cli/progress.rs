@@ -77,7 +77,8 @@ impl Observer for Progress {
             _ if first_epoch >= epochs => ", all of them done before".into(),
             _ => format!(", continued in epoch {}", first_epoch + 1),
         };
-        self.line(&format!("{what}: {epochs} epochs of {steps_per_epoch} steps{from}"));
+        let of = if epochs == 1 { String::new() } else { format!("{epochs} epochs of ") };
+        self.line(&format!("{what}: {of}{steps_per_epoch} steps{from}"));
         if std::io::stderr().is_terminal() {
             // Hidden until everything that it shows is set.
             let bar = ProgressBar::with_draw_target(Some(self.run.total() as u64), ProgressDrawTarget::hidden());

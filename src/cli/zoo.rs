@@ -87,7 +87,7 @@ enum Action {
 struct CoresetFlags {
     #[command(flatten)]
     embedder: EmbedderFlags,
-    /// Points that an entry keeps of each of its datasets.
+    /// Points that an entry keeps of each of its datasets; at least one a class.
     #[arg(long, value_name = "N", default_value_t = 512)]
     coreset_points: u32,
     /// Images of each dataset that make the statistics of its classes.
@@ -180,6 +180,8 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
             output::print(json, &items, |items| items.iter().fold(Lines::default(), describe))
         }
         Action::Add { checkpoint, name, licence, replace, embedder, no_coreset, coresets } => {
+            // Known before minutes of embedding, not after.
+            zoo.check_free(name, *replace)?;
             let mut entry = Entry::from_checkpoint(&Checkpoint::load(checkpoint)?, checkpoint, name, licence)?;
             let chosen = if *no_coreset { &[][..] } else { embedder };
             coresets.embedder.check(chosen)?;

@@ -13,7 +13,6 @@ use crate::network::{Pass, Supernet};
 use crate::ops::augment::Augment;
 use crate::run::Observer;
 use crate::tensors::Tensors;
-use crate::zoo::Entry;
 
 /// Images of a batch where the network is a supernet; those of a zoo are small.
 const TRUNK_BATCH: usize = 64;
@@ -39,17 +38,24 @@ pub struct Embedder {
 
 /// A network whose features are the points.
 enum Network {
-    Trunk(Trunk),
+    Trunk(Box<Trunk>),
     ConvNet { network: ConvNet, normalisation: Normalisation },
 }
 
 /// A supernet with its values.
-struct Trunk {
-    network: Supernet,
-    weights: Vec<f32>,
-    running: Vec<f32>,
-    alphas: Vec<f32>,
-    normalisation: Normalisation,
+pub struct Trunk {
+    /// The network.
+    pub network: Supernet,
+    /// Flat weights.
+    pub weights: Vec<f32>,
+    /// Flat running statistics.
+    pub running: Vec<f32>,
+    /// Flat alphas.
+    pub alphas: Vec<f32>,
+    /// Normalisation of images, the same for every dataset.
+    pub normalisation: Normalisation,
+    /// Hash of all of it.
+    pub hash: String,
 }
 
 /// A device with the recorded program.
@@ -73,29 +79,20 @@ impl Embedder {
         Self { signature, threads: 1, network: None, runner: None }
     }
 
-    /// The trunk of a zoo entry in evaluation mode: means of its last maps. Pixels are normalised by the statistics of
-    /// the entry's sources, each with the same share, whatever dataset they belong to.
+    /// The trunk of a supernet in evaluation mode: means of its last maps.
     ///
     /// # Errors
-    /// [`Error::Usage`] for the profile `paper`, [`Error::Input`] if the entry lacks a tensor.
-    pub fn trunk(entry: &Entry, path: &Path, profile: Profile, threads: usize) -> Result<Self> {
+    /// [`Error::Usage`] for the profile `paper`.
+    pub fn trunk(trunk: Trunk, profile: Profile, threads: usize) -> Result<Self> {
         if profile == Profile::Paper {
             return Err(Error::usage(
                 "profile paper feeds pixels of 0 to 255, but the running statistics of a zoo entry are those of \
                  normalised images; use profile normalised, or the embedder pixels",
             ));
         }
-        let network = entry.network();
-        let trunk = Trunk {
-            weights: entry.tensors.get_weights(path, "", &network.layout)?,
-            running: entry.tensors.get_running(path, "", &network.layout)?,
-            alphas: entry.tensors.get(path, "alphas", network.space.alphas_len())?.to_vec(),
-            normalisation: mixture(entry.meta.sources.iter().map(|s| &s.normalisation)),
-            network,
-        };
-        let weights = entry.tensors.checksum();
-        let signature = Signature { embedder: "zoo".into(), weights, size: entry.meta.size, profile };
-        Ok(Self { signature, threads, network: Some(Network::Trunk(trunk)), runner: None })
+        let (weights, size) = (trunk.hash.clone(), trunk.network.size);
+        let signature = Signature { embedder: "zoo".into(), weights, size, profile };
+        Ok(Self { signature, threads, network: Some(Network::Trunk(Box::new(trunk))), runner: None })
     }
 
     /// EfficientNet-Lite0 with the weights of a file: its pooled 1,280 features.
@@ -224,7 +221,7 @@ impl Runner {
         let mut values: Vec<(State, &[f32])> = Vec::new();
         let features = match network {
             Network::Trunk(trunk) => {
-                let Trunk { network, weights, running, alphas, .. } = trunk;
+                let Trunk { network, weights, running, alphas, .. } = &**trunk;
                 let mut declare = |name: &str, with: &'_ [f32]| layout.add(name, Shape::vector(with.len()));
                 let states =
                     [declare("weights", weights), declare("running statistics", running), declare("alphas", alphas)];
@@ -260,31 +257,5 @@ impl Runner {
         let mut points = self.cpu.read(&self.exe, self.features);
         points.truncate(images * self.dim);
         points
-    }
-}
-
-/// Statistics of the mixture of datasets in which each has the same share.
-fn mixture<'a>(sources: impl Iterator<Item = &'a Normalisation> + Clone) -> Normalisation {
-    let share = 1.0 / sources.clone().count().max(1) as f32;
-    let channels = sources.clone().map(|s| s.mean.len()).min().unwrap_or(0);
-    let mean: Vec<f32> = (0..channels).map(|c| sources.clone().map(|s| share * s.mean[c]).sum()).collect();
-    let deviation = |c: usize| {
-        let part = |s: &Normalisation| share * (s.std[c].powi(2) + (s.mean[c] - mean[c]).powi(2));
-        sources.clone().map(part).sum::<f32>().sqrt()
-    };
-    let std = (0..channels).map(deviation).collect();
-    Normalisation { mean, std }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn datasets_of_one_brightness_differ_between_and_within() {
-        let of = |mean: f32, std: f32| Normalisation { mean: vec![mean], std: vec![std] };
-        assert_eq!(mixture([of(0.25, 0.5)].iter()), of(0.25, 0.5));
-        let both = mixture([of(0.2, 0.3), of(0.8, 0.3)].iter());
-        assert!((both.mean[0] - 0.5).abs() < 1e-6 && (both.std[0] - (0.09f32 + 0.09).sqrt()).abs() < 1e-6, "{both:?}");
     }
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::network::SearchSpace;
 use crate::run::{self, Control};
 use crate::transport::{self, OtddOptions, Ranked};
-use crate::zoo::{Entry, Zoo};
+use crate::zoo::{self, Entry, Zoo};
 
 /// The `warm_start` that takes the nearest source.
 pub const AUTO: &str = "auto";
@@ -144,25 +144,25 @@ fn common_embedding(zoo: &Zoo, entries: &[&Entry]) -> Result<Option<(Signature, 
 }
 
 /// The embedder of a signature: a trunk is looked for in the zoo, other weights in the program's cache folder.
-fn embedder(signature: &Signature, zoo: &Zoo, threads: usize) -> Result<Embedder> {
+fn embedder(signature: &Signature, folder: &Zoo, threads: usize) -> Result<Embedder> {
     let Signature { embedder, weights, size, profile } = signature;
     match embedder.as_str() {
         "pixels" => Ok(Embedder::pixels(*size, *profile)),
         "zoo" => {
-            for path in zoo.files()? {
+            for path in folder.files()? {
                 let entry = Entry::load(&path)?;
                 if &entry.tensors.checksum() == weights {
-                    return Embedder::trunk(&entry, &path, *profile, threads);
+                    return zoo::embed::trunk(&entry, &path, *profile, threads);
                 }
             }
             Err(Error::usage(format!(
                 "the points of {} were made by a trunk ({weights}) that is not there any more: run `supernet zoo embed`",
-                zoo.path().display()
+                folder.path().display()
             )))
         }
         other => Err(Error::usage(format!(
             "the points of {} were made by {other}, which a search cannot run: run `supernet zoo embed`",
-            zoo.path().display()
+            folder.path().display()
         ))),
     }
 }

@@ -124,19 +124,28 @@ impl Zoo {
         Ok(best.map(|meta| meta.name))
     }
 
-    /// Adds an entry under its name.
+    /// Checks that an entry can be added under a name; returns its file.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the name is taken or cannot be one, [`Error::Io`] if the file cannot be written.
-    pub fn add(&self, entry: &Entry, replace: bool) -> Result<PathBuf> {
-        check_name(&entry.meta.name)?;
-        let path = self.file(&entry.meta.name);
+    /// [`Error::Usage`] if the name is taken and not to be replaced, or cannot be one.
+    pub fn check_free(&self, name: &str, replace: bool) -> Result<PathBuf> {
+        check_name(name)?;
+        let path = self.file(name);
         if path.exists() && !replace {
             return Err(Error::usage(format!(
                 "{} exists; choose another --name, remove it with `supernet zoo remove`, or give --replace",
                 path.display()
             )));
         }
+        Ok(path)
+    }
+
+    /// Adds an entry under its name.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the name is taken or cannot be one, [`Error::Io`] if the file cannot be written.
+    pub fn add(&self, entry: &Entry, replace: bool) -> Result<PathBuf> {
+        let path = self.check_free(&entry.meta.name, replace)?;
         std::fs::create_dir_all(&self.path).map_err(Error::io(&self.path, "create the zoo"))?;
         entry.save(&path)?;
         Ok(path)
