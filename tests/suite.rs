@@ -19,5 +19,6 @@ mod primitives;
 #[cfg(feature = "files")]
 mod runs;
 mod torch;
+mod transport;
 mod values;
 mod zoo;

@@ -7,6 +7,7 @@ mod evaluate;
 mod export;
 mod folder;
 mod interrupt;
+mod ot;
 mod output;
 mod parse;
 mod plan;
@@ -51,6 +52,7 @@ enum Command {
     Devices(devices::Arguments),
     Data(data::Arguments),
     Plan(plan::Arguments),
+    Ot(ot::Arguments),
     /// Measure kernels, whole steps or the image loader.
     Bench(bench::Arguments),
     Step(bench::step::Arguments),
@@ -74,6 +76,7 @@ pub fn run() -> Result<()> {
         Command::Devices(_) => devices::run(json),
         Command::Data(arguments) => data::run(&arguments, json),
         Command::Plan(arguments) => plan::run(&arguments, json),
+        Command::Ot(arguments) => ot::run(&arguments, json),
         Command::Bench(arguments) => bench::run(&arguments, json),
         Command::Step(arguments) => bench::step::run(&arguments, json),
     }

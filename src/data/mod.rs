@@ -53,6 +53,8 @@ use crate::error::{Error, Result};
 pub use contact_sheet::contact_sheet;
 pub use describe::{ClassCount, Description, Normalisation, describe, normalisation};
 pub use loader::{Batch, Loader};
+#[cfg(feature = "files")]
+pub use npy::{Matrix, read_matrix};
 pub use spec::{BUILTINS, Spec};
 pub use split::{permutation, stratified_split, stratified_subset};
 
