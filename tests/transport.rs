@@ -27,7 +27,7 @@ fn u(seed: u64, count: usize) -> Vec<f64> {
 
 fn cloud(seed: u64, n: usize, d: usize, kind: u64, shift: f64) -> Vec<f64> {
     let place = |(i, x): (usize, f64)| match kind {
-        1 => x + 4.0 * (i / d % 2) as f64 + shift,
+        1 if i % d == 0 => x + (i / d % 2) as f64 + shift,
         2 => (4.0 * x).floor() / 4.0 + shift,
         _ => x + shift,
     };
