@@ -20,5 +20,6 @@ mod primitives;
 #[cfg(feature = "files")]
 mod runs;
 mod torch;
+mod transport;
 mod values;
 mod zoo;

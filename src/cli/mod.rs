@@ -10,6 +10,7 @@ mod evaluate;
 mod export;
 mod folder;
 mod interrupt;
+mod ot;
 mod output;
 mod parse;
 mod plan;
@@ -57,6 +58,7 @@ enum Command {
     Embed(embed::Arguments),
     Distance(distance::Arguments),
     Plan(plan::Arguments),
+    Ot(ot::Arguments),
     /// Measure kernels, whole steps or the image loader.
     Bench(bench::Arguments),
     Step(bench::step::Arguments),
@@ -83,6 +85,7 @@ pub fn run() -> Result<()> {
         Command::Embed(arguments) => embed::run(&arguments, json),
         Command::Distance(arguments) => distance::run(&arguments, json),
         Command::Plan(arguments) => plan::run(&arguments, json),
+        Command::Ot(arguments) => ot::run(&arguments, json),
         Command::Bench(arguments) => bench::run(&arguments, json),
         Command::Step(arguments) => bench::step::run(&arguments, json),
     }

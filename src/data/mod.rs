@@ -54,6 +54,8 @@ pub(crate) use builtin::repository_folders;
 pub use contact_sheet::contact_sheet;
 pub use describe::{ClassCount, Description, Normalisation, describe, normalisation};
 pub use loader::{Batch, Loader};
+#[cfg(feature = "files")]
+pub use npy::{Matrix, read_matrix};
 pub use spec::{BUILTINS, Spec};
 pub use split::{permutation, stratified_split, stratified_subset};
 

@@ -1,6 +1,6 @@
-//! The `.npy` format, versions 1 to 3: C order, one-byte pixels, integer labels.
+//! The `.npy` format, versions 1 to 3, in C order: one-byte pixels, integer labels, and matrices of any real type.
 
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use super::files::{self, MAX_CLASSES};
@@ -10,7 +10,40 @@ const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// The most bytes of a header; NumPy's own are below 200.
 const MAX_HEADER: usize = 1 << 16;
 
-/// An array of integers as it was stored.
+/// A matrix of numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    /// Rows, at least one.
+    pub rows: usize,
+    /// Columns, at least one.
+    pub columns: usize,
+    /// The elements, row after row.
+    pub values: Vec<f64>,
+}
+
+/// Reads a matrix of integers or floats of 4 or 8 bytes; a vector counts as one column.
+///
+/// # Errors
+/// [`Error::Input`] for whatever is no such file, [`Error::Io`] if it cannot be read.
+pub fn read_matrix(path: &Path) -> Result<Matrix> {
+    let name = path.file_stem().map_or_else(|| "matrix".into(), |stem| stem.to_string_lossy());
+    let array = Array::read_as(path, &name, BufReader::new(files::open(path)?), true)?;
+    let (rows, columns) = match array.shape[..] {
+        [rows] => (rows, 1),
+        [rows, columns] => (rows, columns),
+        _ => {
+            let shape = &array.shape;
+            return Err(Error::input(path, format!("has the shape {shape:?}; a matrix (rows, columns) is needed")));
+        }
+    };
+    if rows == 0 || columns == 0 {
+        return Err(Error::input(path, format!("is empty: {rows} rows of {columns} columns")));
+    }
+    let values = array.bytes.chunks_exact(array.kind.size).map(|bytes| array.kind.real(bytes)).collect();
+    Ok(Matrix { rows: rows as usize, columns: columns as usize, values })
+}
+
+/// An array as it was stored.
 pub(super) struct Array {
     /// The extents, outermost first.
     pub(super) shape: Vec<u64>,
@@ -19,17 +52,28 @@ pub(super) struct Array {
     kind: Kind,
 }
 
-/// An integer type: `<i8` and so on.
+/// A type of elements: `<i8` and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
-    signed: bool,
+    class: Class,
     size: usize,
     big_endian: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Unsigned,
+    Signed,
+    Float,
+}
+
 impl Array {
-    /// Reads the array `name` of the archive at `path`.
-    pub(super) fn read(path: &Path, name: &str, mut reader: impl Read) -> Result<Self> {
+    /// Reads the array `name` of integers of the archive at `path`.
+    pub(super) fn read(path: &Path, name: &str, reader: impl Read) -> Result<Self> {
+        Self::read_as(path, name, reader, false)
+    }
+
+    fn read_as(path: &Path, name: &str, mut reader: impl Read, floats: bool) -> Result<Self> {
         let header = read_header(path, name, &mut reader)?;
         let Header { descr, fortran_order, shape } = parse_header(&header)
             .ok_or_else(|| Error::input(path, format!("array `{name}`: the .npy header is not one of NumPy's")))?;
@@ -37,19 +81,24 @@ impl Array {
             let message = format!("array `{name}` is in Fortran order; save numpy.ascontiguousarray({name}) instead");
             return Err(Error::input(path, message));
         }
-        let kind = Kind::parse(&descr).ok_or_else(|| {
-            Error::input(path, format!("array `{name}` has type `{descr}`; integers are needed (images: uint8)"))
+        let kind = Kind::parse(&descr).filter(|kind| floats || kind.class != Class::Float).ok_or_else(|| {
+            let needed =
+                if floats { "float32, float64 or integers are needed" } else { "integers are needed (images: uint8)" };
+            Error::input(path, format!("array `{name}` has type `{descr}`; {needed}"))
         })?;
-        let mut sized = shape.clone();
-        sized.push(kind.size as u64);
-        let bytes = files::declared_bytes(path, &sized)?;
+        let bytes = |size: usize| files::declared_bytes(path, &[&shape[..], &[size as u64]].concat());
+        if floats {
+            // What becomes of the elements must fit as well.
+            bytes(size_of::<f64>())?;
+        }
+        let bytes = bytes(kind.size)?;
         let bytes = files::read_declared(path, reader, bytes, &format!("array `{name}` of shape {shape:?}"))?;
         Ok(Self { shape, bytes, kind })
     }
 
     /// Whether the elements are unsigned bytes.
     pub(super) fn is_bytes(&self) -> bool {
-        self.kind.size == 1 && !self.kind.signed
+        self.kind.size == 1 && self.kind.class == Class::Unsigned
     }
 
     /// The elements as class labels; an error names the first that cannot be one.
@@ -69,13 +118,15 @@ impl Array {
 impl Kind {
     fn parse(descr: &str) -> Option<Self> {
         let [order, letter, size] = <[u8; 3]>::try_from(descr.as_bytes()).ok()?;
-        let signed = match letter {
-            b'i' => true,
-            b'u' => false,
+        let class = match letter {
+            b'i' => Class::Signed,
+            b'u' => Class::Unsigned,
+            b'f' => Class::Float,
             _ => return None,
         };
         let size = match size {
-            b'1' | b'2' | b'4' | b'8' => usize::from(size - b'0'),
+            b'1' | b'2' if class != Class::Float => usize::from(size - b'0'),
+            b'4' | b'8' => usize::from(size - b'0'),
             _ => return None,
         };
         let big_endian = match order {
@@ -84,13 +135,27 @@ impl Kind {
             b'|' if size == 1 => false,
             _ => return None,
         };
-        Some(Self { signed, size, big_endian })
+        Some(Self { class, size, big_endian })
     }
 
-    fn value(self, bytes: &[u8]) -> i128 {
+    fn raw(self, bytes: &[u8]) -> u64 {
         let push = |value: u64, &byte: &u8| value << 8 | u64::from(byte);
-        let raw = if self.big_endian { bytes.iter().fold(0, push) } else { bytes.iter().rev().fold(0, push) };
-        if self.signed {
+        if self.big_endian { bytes.iter().fold(0, push) } else { bytes.iter().rev().fold(0, push) }
+    }
+
+    /// An element of any type; integers beyond 2^53 are rounded.
+    fn real(self, bytes: &[u8]) -> f64 {
+        match self {
+            Self { class: Class::Float, size: 4, .. } => f32::from_bits(self.raw(bytes) as u32).into(),
+            Self { class: Class::Float, .. } => f64::from_bits(self.raw(bytes)),
+            _ => self.value(bytes) as f64,
+        }
+    }
+
+    /// An element of an integer type.
+    fn value(self, bytes: &[u8]) -> i128 {
+        let raw = self.raw(bytes);
+        if self.class == Class::Signed {
             let unused = 64 - 8 * self.size;
             i128::from((raw << unused) as i64 >> unused)
         } else {
@@ -228,7 +293,11 @@ mod tests {
         assert_eq!(value("<i4", &[0xfe, 0xff, 0xff, 0xff]), -2);
         assert_eq!(value("<u8", &[255; 8]), i128::from(u64::MAX));
         assert_eq!(value(">i8", &[255; 8]), -1);
-        for descr in ["<f4", "|b1", "|O", "=i4", "<i3", "|i4", "<u16", ""] {
+        let real = |descr: &str, bytes: &[u8]| Kind::parse(descr).unwrap().real(bytes);
+        assert_eq!(real("<f4", &(-1.5f32).to_le_bytes()), -1.5);
+        assert_eq!(real(">f8", &0.1f64.to_be_bytes()), 0.1);
+        assert_eq!(real("|i1", &[255]), -1.0);
+        for descr in ["<f2", "|f4", "|b1", "|O", "=i4", "<i3", "|i4", "<u16", ""] {
             assert_eq!(Kind::parse(descr), None, "{descr}");
         }
     }

@@ -343,7 +343,7 @@ impl<'a> Bench<'a> {
                 };
                 let problems: Vec<Problem> = meet.iter().map(problem).collect();
                 let costs = Costs::Points { points: &self.points, point_scale: 0.5, labels: None };
-                let solutions = solve(costs, &problems, &self.solver(), stop, |_| ())?;
+                let solutions = solve(costs, &problems, &self.solver(), stop, &mut |_| ())?;
                 self.problems += solutions.len();
                 self.converged &= paper || solutions.iter().all(|s| s.converged);
                 // The released inner cost is halved already. Ours is the cost of a plan with exact marginals.
@@ -447,7 +447,7 @@ impl<'a> Bench<'a> {
         let problems: Vec<Problem> = triples.iter().flatten().cloned().collect();
         let point_scale = 0.5 * self.options.lambda_x;
         let costs = Costs::Points { points: &self.points, point_scale, labels: Some(&self.labels) };
-        let solutions = solve(costs, &problems, &self.solver(), stop, |_| ())?;
+        let solutions = solve(costs, &problems, &self.solver(), stop, &mut |_| ())?;
         self.problems += solutions.len();
         let paper = self.options.profile == Profile::Paper;
         self.converged &= paper || solutions.iter().all(|s| s.converged);

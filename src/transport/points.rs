@@ -118,6 +118,13 @@ impl Points {
         self.dim
     }
 
+    /// Appends copies of rows; returns where they are.
+    pub(super) fn repeat(&mut self, rows: &[usize]) -> Range<usize> {
+        let start = self.rows.len() / self.dim;
+        rows.iter().for_each(|row| self.rows.extend_from_within(row * self.dim..(row + 1) * self.dim));
+        start..start + rows.len()
+    }
+
     /// What a cost in the units of the caller is in those of the kernels: the square of the scale.
     pub(super) fn unit(&self) -> f64 {
         self.scale * self.scale

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use super::points::Points;
+use super::weights::Weighty;
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Program, Shape, State, StoreLayout};
@@ -114,7 +115,8 @@ pub struct Problem {
     pub right: Range<usize>,
     /// Regularisation.
     pub epsilon: Epsilon,
-    /// Weights of the left and of the right points, positive and of sum 1; None: uniform.
+    /// Weights of the left and of the right points, at least 0 and of sum 1; None: uniform. Points of weight 0 are left
+    /// out.
     pub weights: Option<(Vec<f64>, Vec<f64>)>,
     /// First eps of [`Schedule::GeomLoss`]: the squared diameter of the points.
     pub diameter: f64,
@@ -177,7 +179,7 @@ pub struct Solution {
     pub converged: bool,
     /// The final eps.
     pub epsilon: f64,
-    /// Left and right potentials, if they were asked for.
+    /// Left and right potentials, if they were asked for: of the points that have a weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub potentials: Option<(Vec<f64>, Vec<f64>)>,
 }
@@ -192,9 +194,12 @@ pub fn solve(
     problems: &[Problem],
     options: &Options,
     stop: &AtomicBool,
-    mut look: impl FnMut(usize),
+    look: &mut dyn FnMut(usize),
 ) -> Result<Vec<Solution>> {
     check(options)?;
+    if let Some(weighty) = Weighty::of(costs, problems) {
+        return solve(weighty.costs(), &weighty.problems, options, stop, look);
+    }
     let elements = |p: &Problem| p.left.len() * p.right.len().next_multiple_of(crate::ops::transport::LANES);
     let (mut solutions, mut first) = (Vec::with_capacity(problems.len()), 0);
     while first < problems.len() {
@@ -365,7 +370,7 @@ impl<'a> Piece<'a> {
                 if let Some(at) = bad {
                     let value = given[at];
                     return Err(Error::usage(format!(
-                        "weight {at} of problem {number} is {value}: weights are above 0; leave points of none out"
+                        "weight {at} of problem {number} is {value}: weights are finite and at least 0"
                     )));
                 }
                 if given.len() != len || (sum - 1.0).abs() > 1e-6 {
