@@ -66,7 +66,7 @@ pub fn lines(report: &SearchReport) -> Lines {
         .add("started from", if report.source == SCRATCH { "nothing" } else { &report.source });
     let round = |lines: Lines, round: &Round| {
         let losses: Vec<String> = round.losses.iter().map(|(name, loss)| format!("{name} {loss:.4}")).collect();
-        lines.add(&format!("race, epoch {}", round.epochs), losses.join(", "))
+        lines.add(format!("race, epoch {}", round.epochs), losses.join(", "))
     };
     let lines = report.race.iter().flat_map(|race| &race.rounds).fold(lines, round);
     report.ranking.iter().fold(lines, nearest).add("run folder", &report.out)

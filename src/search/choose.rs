@@ -28,7 +28,7 @@ pub struct Choice {
     /// Sources in the order of their distance, the nearest first; empty where none was taken.
     pub ranking: Vec<Ranked>,
     /// Entries that could not be chosen, and why.
-    pub skipped: Vec<(String, String)>,
+    pub skipped: Skipped,
 }
 
 impl Choice {
@@ -39,8 +39,11 @@ impl Choice {
     }
 }
 
+/// Names of entries, and why each could not be chosen.
+type Skipped = Vec<(String, String)>;
+
 /// Entries of a zoo that a search of this space can start from; the others with the reason.
-fn candidates(zoo: &Zoo, space: &SearchSpace) -> Result<(Vec<Entry>, Vec<(String, String)>)> {
+fn candidates(zoo: &Zoo, space: &SearchSpace) -> Result<(Vec<Entry>, Skipped)> {
     let (mut fit, mut skipped) = (Vec::new(), Vec::new());
     for path in zoo.files()? {
         let entry = Entry::load(&path)?;

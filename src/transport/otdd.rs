@@ -169,8 +169,11 @@ struct Bench<'a> {
     converged: bool,
 }
 
+/// Rows of a sample, class by class.
+type Classes = Vec<Vec<usize>>;
+
 /// Rows of each class that has enough of them, in the order of labels.
-fn by_class(sample: &Sample, least: usize) -> Vec<Vec<usize>> {
+fn by_class(sample: &Sample, least: usize) -> Classes {
     let mut classes: std::collections::BTreeMap<u32, Vec<usize>> = std::collections::BTreeMap::new();
     sample.labels.iter().enumerate().for_each(|(row, &label)| classes.entry(label).or_default().push(row));
     classes.into_values().filter(|rows| rows.len() >= least).collect()
@@ -178,7 +181,7 @@ fn by_class(sample: &Sample, least: usize) -> Vec<Vec<usize>> {
 
 /// At most so many rows of classes. In `normalised` each class keeps its share, one row at least; in `paper` rows are
 /// drawn from all, as released.
-fn subset(classes: Vec<Vec<usize>>, options: &OtddOptions) -> Vec<Vec<usize>> {
+fn subset(classes: Classes, options: &OtddOptions) -> Classes {
     let all: usize = classes.iter().map(Vec::len).sum();
     if all <= options.max_samples {
         return classes;
@@ -203,7 +206,7 @@ fn subset(classes: Vec<Vec<usize>>, options: &OtddOptions) -> Vec<Vec<usize>> {
 }
 
 /// Two halves of every class; None if too few classes have two points.
-fn halves(classes: &[Vec<usize>], seed: u64) -> Option<[Vec<Vec<usize>>; 2]> {
+fn halves(classes: &[Vec<usize>], seed: u64) -> Option<[Classes; 2]> {
     let mut parts = [Vec::new(), Vec::new()];
     for (number, rows) in classes.iter().enumerate().filter(|(_, rows)| rows.len() > 1) {
         let order = permutation(rows.len(), seed, PURPOSE_HALVES, number as u64);
@@ -251,7 +254,7 @@ impl<'a> Bench<'a> {
     ) -> Result<(Self, Vec<Option<[usize; 2]>>)> {
         check(samples, options)?;
         let least = if options.profile == Profile::Paper { 2 } else { 1 };
-        let (mut chosen, mut names): (Vec<(usize, Vec<Vec<usize>>)>, Vec<String>) = (Vec::new(), Vec::new());
+        let (mut chosen, mut names): (Vec<(usize, Classes)>, Vec<String>) = (Vec::new(), Vec::new());
         for (number, sample) in samples.iter().enumerate() {
             let classes = subset(by_class(sample, least), options);
             if classes.is_empty() {
@@ -272,7 +275,7 @@ impl<'a> Bench<'a> {
                 }
             }
         }
-        let gather = |(number, classes): &(usize, Vec<Vec<usize>>)| -> Vec<f32> {
+        let gather = |(number, classes): &(usize, Classes)| -> Vec<f32> {
             let Sample { points, dim, .. } = samples[*number];
             classes.iter().flatten().flat_map(|&row| points[row * dim..(row + 1) * dim].iter().copied()).collect()
         };
@@ -420,12 +423,10 @@ impl<'a> Bench<'a> {
             weights: weights.map(|(a, b)| (a.to_vec(), b.to_vec())),
             diameter,
         };
-        let own = |side: fn((&'_ [f64], &'_ [f64])) -> Vec<f64>| weights.map(side);
-        let (wa, wb) = (own(|w| w.0.to_vec()), own(|w| w.1.to_vec()));
         [
             problem(left, right, weights),
-            problem(left, left, wa.as_deref().map(|w| (w, w))),
-            problem(right, right, wb.as_deref().map(|w| (w, w))),
+            problem(left, left, weights.map(|(a, _)| (a, a))),
+            problem(right, right, weights.map(|(_, b)| (b, b))),
         ]
     }
 
