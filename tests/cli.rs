@@ -237,7 +237,9 @@ fn coresets(checkpoint: &Path, zoo: &Path, embedders: &dyn Fn(&Value) -> Vec<Str
     json(&[&add("plain")[..], &["--no-coreset"]].concat());
     assert!(embedders(&json(&["zoo", "show", "plain", "--zoo", text(zoo)])).is_empty());
     let trunk = ["--embedder", "zoo"];
-    refused(&[&add("third")[..], &trunk].concat(), 2, &["--trunk"]);
+    let elsewhere = ["--zoo", "nowhere"];
+    let third = ["zoo", "add", text(checkpoint), "--name", "third"];
+    refused(&[&third[..], &elsewhere, &trunk].concat(), 2, &["--trunk"]);
     refused(&[&add("third")[..], &["--trunk", "both"]].concat(), 2, &["--trunk", "--embedder zoo"]);
     json(&["zoo", "remove", "again", "--zoo", text(zoo)]);
     json(&["zoo", "remove", "plain", "--zoo", text(zoo)]);
@@ -269,7 +271,7 @@ fn points_of_a_dataset_are_computed_once() {
         parts.iter().for_each(|part| assert!(errors.contains(part), "no `{part}` in: {errors}"));
     };
     fails(&["--embedder", "resnet"], &["--embedder", "expected pixels, zoo"]);
-    fails(&["--embedder", "zoo"], &["--trunk"]);
+    fails(&["--embedder", "zoo", "--zoo", "nowhere"], &["--trunk"]);
     fails(&["--embedder", "efficientnet-lite0"], &["efficientnet-lite0.safetensors", "convert_efficientnet.py"]);
     fails(&["--embedder-weights", "x"], &["--embedder-weights", "--embedder efficientnet-lite0"]);
     fails(&["--profile", "pretty"], &["--profile", "normalised or paper"]);

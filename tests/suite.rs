@@ -4,6 +4,7 @@
 mod bench;
 mod cases;
 mod cells;
+mod choose;
 #[cfg(all(feature = "cli", unix))]
 mod cli;
 mod composition;

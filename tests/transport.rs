@@ -151,7 +151,7 @@ fn degenerate_clouds_have_right_answers() {
     let relative = Epsilon::Mean(0.01);
     // One sample: the mean cost.
     let s = solve_one(2, &[0.0, 0.0], &[1.0, 0.0, 0.0, 3.0], relative, &options);
-    assert!((s.cost - 2.5).abs() < 1e-5 && s.lower <= 2.5 && 2.5 <= s.upper && s.converged, "{s:?}");
+    assert!((s.cost - 2.5).abs() < 1e-4 && s.lower <= 2.5 && 2.5 <= s.upper && s.converged, "{s:?}");
     // All points the same; and a cloud with itself, whose exact cost is zero.
     let s = solve_one(1, &[3.0; 4], &[3.0; 7], relative, &options);
     assert!(s.cost == 0.0 && s.lower <= 0.0 && s.upper >= 0.0 && s.upper < 1e-6 && s.converged, "{s:?}");

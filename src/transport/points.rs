@@ -93,15 +93,15 @@ impl Points {
         let mut centre = vec![0.0f64; dim];
         each().for_each(|(k, x)| centre[k] += x / count as f64);
         let far = each().map(|(k, x)| (x - centre[k]).abs()).fold(0.0, f64::max);
-        if !far.is_finite() {
+        if !(4.0 * far * far * dim as f64).is_finite() {
             return Err(Error::usage(format!(
-                "points of {} lie too far apart for double precision; scale them down",
+                "points of {} lie too far apart for squares in double precision; scale them down",
                 clouds[0].name
             )));
         }
-        // The largest coordinate becomes 1/2 to 1.
+        // The largest coordinate becomes 1/2 to 1; points nearer than 2^-500 count as one, as their squares would.
         let exponent = if far > 0.0 { -(far.log2().floor() + 1.0) } else { 0.0 };
-        let scale = exponent.clamp(-1000.0, 1000.0).exp2();
+        let scale = exponent.clamp(-520.0, 500.0).exp2();
         let rows: Vec<f32> = each().map(|(k, x)| ((x - centre[k]) * scale) as f32).collect();
         let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
         let radius = rows.chunks_exact(dim).map(norm).fold(0.0, f64::max);
