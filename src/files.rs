@@ -1,8 +1,9 @@
-//! Files that are either whole or not there: written beside their place and moved into it.
+//! Files that are either whole or not there, written beside their place and moved into it; and where the repository's
+//! own folders are.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -27,4 +28,18 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&partial);
         Error::io(path, "replace")(source)
     })
+}
+
+/// Where a folder of the repository may be: below the working directory, the folders above the program (which is in
+/// `target/` of a checkout), and the checkout that the program was built from.
+pub(crate) fn repository_folders(name: &str) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    folders.extend(std::env::current_dir().ok().map(|folder| folder.join(name)));
+    if let Ok(program) = std::env::current_exe() {
+        folders.extend(program.ancestors().skip(1).map(|folder| folder.join(name)));
+    }
+    folders.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name));
+    let mut seen = std::collections::HashSet::new();
+    folders.retain(|folder| seen.insert(folder.clone()));
+    folders
 }

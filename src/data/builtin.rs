@@ -25,22 +25,8 @@ pub(super) fn load(name: &str) -> Result<(PathBuf, Raw)> {
     }
 }
 
-/// The folders to look in: the variable, then those of [`repository_folders`].
+/// The folders to look in: the variable, then those of [`crate::files::repository_folders`].
 fn folders() -> Vec<PathBuf> {
     let given = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    given.into_iter().chain(repository_folders("data/builtin")).collect()
-}
-
-/// Where a folder of the repository may be: below the working directory, the folders above the program (which is in
-/// `target/` of a checkout), and the checkout that the program was built from.
-pub(crate) fn repository_folders(name: &str) -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    folders.extend(std::env::current_dir().ok().map(|folder| folder.join(name)));
-    if let Ok(program) = std::env::current_exe() {
-        folders.extend(program.ancestors().skip(1).map(|folder| folder.join(name)));
-    }
-    folders.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name));
-    let mut seen = std::collections::HashSet::new();
-    folders.retain(|folder| seen.insert(folder.clone()));
-    folders
+    given.into_iter().chain(crate::files::repository_folders("data/builtin")).collect()
 }

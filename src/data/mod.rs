@@ -50,7 +50,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 #[cfg(feature = "files")]
-pub(crate) use builtin::repository_folders;
 pub use contact_sheet::contact_sheet;
 pub use describe::{ClassCount, Description, Normalisation, describe, normalisation};
 pub use loader::{Batch, Loader};

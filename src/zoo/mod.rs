@@ -43,7 +43,7 @@ impl Zoo {
     /// # Errors
     /// [`Error::Usage`] naming the folders that were tried.
     pub fn shipped() -> Result<Self> {
-        let folders = crate::data::repository_folders("zoo");
+        let folders = crate::files::repository_folders("zoo");
         match folders.iter().find(|folder| folder.join(format!("all.{ENDING}")).is_file()) {
             Some(folder) => Ok(Self::new(folder)),
             None => {
