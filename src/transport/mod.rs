@@ -2,7 +2,7 @@
 //! datasets. The arithmetic runs on the engine's ops ([`crate::ops::transport`]); nothing here loops over cost matrices
 //! but to prepare or to read them.
 //!
-//! [`points`] brings clouds into the form of the kernels, [`solver`] solves batches, [`divergence`] debiases, [`bures`] has
+//! [`points`] brings clouds into the form of the kernels, [`solver`] solves batches, [`divergence`] debiases, [`mod@bures`] has
 //! the closed forms for Gaussians, [`otdd`] the distance of labelled datasets with its floor and the confidence of a
 //! ranking.
 
