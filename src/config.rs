@@ -225,6 +225,9 @@ pub struct TrainConfig {
     pub cutout: usize,
     /// Steps between checkpoints; 0: at the end of epochs only.
     pub checkpoint_steps: usize,
+    /// Checkpoint or zoo entry whose weights the training starts from; empty: fresh ones.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub inherit: String,
 }
 
 impl Default for TrainConfig {
@@ -252,6 +255,7 @@ impl Default for TrainConfig {
             flip: true,
             cutout: 16,
             checkpoint_steps: 0,
+            inherit: String::new(),
         }
     }
 }

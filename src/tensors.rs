@@ -225,6 +225,16 @@ impl Tensors {
         Ok(Self { map: values(&file).map_err(damaged)? })
     }
 
+    /// Whether a file says that it is of a kind; a damaged file says nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read.
+    pub fn is(path: &Path, kind: FileKind) -> Result<bool> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read the file"))?;
+        let header = SafeTensors::read_metadata(&bytes).ok();
+        Ok(header.and_then(|(_, h)| h.metadata().clone()).is_some_and(|m| m.contains_key(kind.key)))
+    }
+
     /// Reads and verifies a file.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ mod composition;
 #[cfg(feature = "files")]
 mod data;
 mod embedding;
+#[cfg(feature = "files")]
+mod experiment;
 mod gpu;
 mod gradients;
 mod masks;

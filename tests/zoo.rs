@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use supernet::checkpoint::Checkpoint;
-use supernet::config::{AlphaTransfer, Mixing, SearchConfig, Specs, WeightTransfer};
+use supernet::config::{AlphaTransfer, Mixing, SearchConfig, Specs, TrainConfig, WeightTransfer};
 use supernet::data::{Geometry, Normalisation};
 use supernet::device::cpu::Cpu;
 use supernet::graph::{Program, StoreLayout};
-use supernet::network::{SearchSpace, Supernet};
+use supernet::network::{Derived, DerivedConfig, Genotype, SearchSpace, Supernet};
 use supernet::ops::optimiser::Adam;
 use supernet::run::{Control, Silent};
 use supernet::search::search;
 use supernet::search::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, WeightOptimiser};
-use supernet::search::transfer::{Fate, transfer};
+use supernet::search::transfer::{Fate, TransferReport, transfer};
+use supernet::train::inherit::inherit;
+use supernet::train::run::train;
 use supernet::zoo::{Entry, Zoo};
 
 use crate::runs::check_pieces;
@@ -248,4 +250,94 @@ fn entries_that_cannot_be_used_are_refused() {
     refused(zoo.load("digits").map(|_| ()), &["no zoo entry", "supernet_zoo"]);
     zoo.remove("digits").unwrap();
     assert!(zoo.files().unwrap().is_empty());
+}
+
+/// What the report of a transfer says of a tensor.
+fn fate(report: &TransferReport, name: &str) -> Fate {
+    report.tensors.iter().find(|t| t.0 == name).unwrap_or_else(|| panic!("no word of {name}")).1
+}
+
+#[test]
+fn a_training_inherits_the_operations_of_its_supernet() {
+    let out = folder("inherit");
+    run(&tiny("builtin:mnist".into()), &out).unwrap();
+    let file = out.join("checkpoint.safetensors");
+    let parent = Checkpoint::load(&file).unwrap();
+    let genotype = Genotype::load(out.join("genotype.json").to_str().unwrap()).unwrap();
+    let config = DerivedConfig { genotype: genotype.clone(), channels: 2, layers: 3, auxiliary: false };
+    let size = Geometry { height: 8, width: 8, channels: 3 };
+    let child = Derived::new(config, size, 7);
+    let start = inherit(&file, &child, 5).unwrap();
+    let fresh = child.layout.initial_weights(5);
+    let space = SearchSpace::darts(2, 3).unwrap();
+    let mut operations = 0;
+    for p in child.layout.parameters() {
+        let own = &start.weights[p.offset..p.offset + p.shape.len()];
+        let parts: Vec<&str> = p.name.split('.').collect();
+        let known = match parts[..] {
+            ["cells", layer, "_ops", op, ..] => {
+                // Cells 1 and 2 of 3 reduce.
+                let pairs = if layer == "0" { &genotype.normal } else { &genotype.reduce };
+                let op: usize = op.parse().unwrap();
+                let (primitive, state) = pairs[op];
+                let edge = (0..op / 2).map(|node| node + 2).sum::<usize>() + state;
+                let place = space.edges[edge].iter().position(|&q| q == primitive).unwrap();
+                format!("cells.{layer}._ops.{edge}._ops.{place}.{}", parts[4..].join("."))
+            }
+            _ => p.name.clone(),
+        };
+        match parent.find(&known) {
+            Some((_, values)) if fate(&start.report, &p.name) == Fate::Copied => {
+                operations += usize::from(known != p.name);
+                assert!(own.iter().enumerate().all(|(i, &v)| v == values[p.torch_index(i)]), "{}", p.name);
+            }
+            _ if p.name == "stem.0.weight" => assert_eq!(fate(&start.report, &p.name), Fate::Adapted),
+            _ => {
+                assert_eq!(fate(&start.report, &p.name), Fate::New, "{}", p.name);
+                assert_eq!(own, &fresh[p.offset..p.offset + p.shape.len()], "{}", p.name);
+            }
+        }
+    }
+    assert!(operations > 0, "no operation was copied: {genotype:?}");
+    assert_eq!(fate(&start.report, "classifier.weight"), Fate::New);
+    assert_eq!(fate(&start.report, "stem.1 (statistics)"), Fate::Copied);
+}
+
+#[test]
+fn a_training_that_inherits_goes_on_from_its_parent() {
+    let out = folder("finetune");
+    let config = TrainConfig {
+        data: "builtin:mnist".into(),
+        size: Some((8, 8)),
+        channels: 2,
+        layers: 3,
+        epochs: 2,
+        batch: 8,
+        train_images: Some(64),
+        threads: 1,
+        auxiliary: 0.0,
+        cutout: 0,
+        ..TrainConfig::default()
+    };
+    let stop = AtomicBool::new(false);
+    let go = |config: &TrainConfig, name: &str| {
+        train(config, &out.join(name), false, &mut Control { observer: &mut Silent, stop: &stop })
+    };
+    go(&config, "parent").unwrap();
+    let file = out.join("parent/checkpoint.safetensors");
+    let inherit = file.display().to_string();
+    // Without a learning rate the child is its parent but for the head and what batch norms measure.
+    let child = TrainConfig { data: "builtin:emoji".into(), inherit, learning_rate: 0.0, epochs: 1, ..config };
+    go(&child, "child").unwrap();
+    let at = |name: &str| Checkpoint::load(&out.join(name).join("checkpoint.safetensors")).unwrap();
+    let (parent, own) = (at("parent"), at("child"));
+    let name = "cells.1.preprocess0.op.1.weight";
+    let values = |c: &Checkpoint| c.find(name).map(|(_, values)| values.to_vec());
+    assert!(values(&own).is_some() && values(&own) == values(&parent));
+    let refused = |config: TrainConfig| go(&config, "refused").unwrap_err().to_string();
+    let other = TrainConfig { channels: 4, ..child.clone() };
+    assert!(refused(other).contains("give --channels 2 --layers 3"));
+    let other = TrainConfig { genotype: "DARTS_V1".into(), ..child.clone() };
+    assert!(refused(other).contains("was trained with other cells"));
+    assert!(refused(TrainConfig { inherit: "nowhere.safetensors".into(), ..child }).contains("nowhere.safetensors"));
 }

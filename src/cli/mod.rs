@@ -7,6 +7,7 @@ mod devices;
 mod distance;
 mod embed;
 mod evaluate;
+mod experiment;
 mod export;
 mod folder;
 mod interrupt;
@@ -52,6 +53,7 @@ enum Command {
     Zoo(zoo::Arguments),
     Train(train::Arguments),
     Evaluate(evaluate::Arguments),
+    Experiment(experiment::Arguments),
     Export(export::Arguments),
     Devices(devices::Arguments),
     Data(data::Arguments),
@@ -79,6 +81,7 @@ pub fn run() -> Result<()> {
         Command::Zoo(arguments) => zoo::run(&arguments, json),
         Command::Train(arguments) => train::run(&arguments, json),
         Command::Evaluate(arguments) => evaluate::run(&arguments, json),
+        Command::Experiment(arguments) => experiment::run(&arguments, json),
         Command::Export(arguments) => export::run(&arguments, json),
         Command::Devices(_) => devices::run(json),
         Command::Data(arguments) => data::run(&arguments, json),

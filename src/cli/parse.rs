@@ -1,7 +1,9 @@
 //! Values of flags. Errors are shown behind the flag's name.
 
+use supernet::config::AlphaTransfer;
 use supernet::data::{Geometry, Spec};
 use supernet::embedding::Profile;
+use supernet::experiment::protocol::Shard;
 use supernet::search::step::Order;
 
 use super::embed::Choice;
@@ -50,6 +52,25 @@ pub fn profile(text: &str) -> Result<Profile, String> {
     text.parse::<Profile>().map_err(|error| error.to_string())
 }
 
+/// `keep`, `temper` or `reset`.
+pub fn alphas(text: &str) -> Result<AlphaTransfer, String> {
+    match text {
+        "keep" => Ok(AlphaTransfer::Keep),
+        "temper" => Ok(AlphaTransfer::Temper),
+        "reset" => Ok(AlphaTransfer::Reset),
+        _ => Err("expected keep, temper or reset".into()),
+    }
+}
+
+/// `I/N`: part I of N, counted from 1.
+pub fn shard(text: &str) -> Result<Shard, String> {
+    let parts: Vec<Option<usize>> = text.split('/').map(extent).collect();
+    match parts[..] {
+        [Some(index), Some(count)] if index <= count => Ok(Shard { index: index - 1, count }),
+        _ => Err("expected a part and how many there are, such as 1/4".into()),
+    }
+}
+
 /// `first` or `second`.
 pub fn order(text: &str) -> Result<Order, String> {
     match text {
@@ -62,6 +83,14 @@ pub fn order(text: &str) -> Result<Order, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_count_from_one() {
+        assert_eq!(shard("2/3"), Ok(Shard { index: 1, count: 3 }));
+        for bad in ["", "1", "0/3", "4/3", "1/0", "1/2/3"] {
+            assert!(shard(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -205,6 +205,11 @@ pub struct TrainFlags {
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     label_smoothing: Option<f64>,
+    /// Start from the weights in a file instead of fresh ones: a checkpoint or a zoo entry of the supernet in which the
+    /// cells were found, or a checkpoint of the same network trained on other data.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inherit: Option<String>,
 }
 
 /// Settings that a run folder keeps.

@@ -23,6 +23,8 @@ pub struct Searched {
     pub source: String,
     /// Validation accuracy after each epoch.
     pub accuracies: Vec<f64>,
+    /// Seconds of each epoch, its validation included.
+    pub epoch_seconds: Vec<f64>,
     /// Seconds of the search.
     pub seconds: f64,
     /// The cells, a file that a training takes.
@@ -66,18 +68,44 @@ where
     Ok(result)
 }
 
+/// What is kept of a search that has finished in `folder`.
+///
+/// # Errors
+/// As [`RunFolder::read_json`].
+pub fn kept_search(folder: &Path) -> Result<Option<Searched>> {
+    kept::<SearchConfig, Searched>(folder)
+}
+
+/// What is kept of a training that has finished in `folder`.
+///
+/// # Errors
+/// As [`RunFolder::read_json`].
+pub fn kept_training(folder: &Path) -> Result<Option<Trained>> {
+    kept::<TrainConfig, Trained>(folder)
+}
+
+fn kept<C: serde::de::DeserializeOwned, R: serde::de::DeserializeOwned>(folder: &Path) -> Result<Option<R>> {
+    if !folder.exists() {
+        return Ok(None);
+    }
+    Ok(RunFolder::create(folder)?.read_json::<Kept<C, R>>(RESULT)?.map(|kept| kept.result))
+}
+
 /// Runs a search into `folder`, or goes on with it.
 ///
 /// # Errors
 /// As [`search`], and [`Error::Usage`] if the folder holds the result of other settings.
 pub fn searched(config: &SearchConfig, folder: &Path, control: &mut Control<'_>) -> Result<Searched> {
-    once(folder, config, |resume| {
+    // Results do not depend on the number of threads.
+    let settings = SearchConfig { threads: 0, ..config.clone() };
+    once(folder, &settings, |resume| {
         let report: SearchReport = search(config, folder, resume, control)?;
         let files = RunFolder::create(folder)?;
-        let accuracies =
-            files.records()?.iter().map(|record| record["validation_accuracy"].as_f64().unwrap_or(f64::NAN)).collect();
+        let records = files.records()?;
+        let of = |key: &str| records.iter().map(|record| record[key].as_f64().unwrap_or(f64::NAN)).collect();
+        let (accuracies, epoch_seconds) = (of("validation_accuracy"), of("seconds"));
         let genotype = folder.join("genotype.json").display().to_string();
-        Ok(Searched { source: report.source, accuracies, seconds: report.seconds, genotype })
+        Ok(Searched { source: report.source, accuracies, epoch_seconds, seconds: report.seconds, genotype })
     })
 }
 
@@ -94,7 +122,8 @@ pub fn choice(folder: &Path) -> Result<Option<Choice>> {
 /// # Errors
 /// As [`train`], and [`Error::Usage`] if the folder holds the result of other settings.
 pub fn trained(config: &TrainConfig, folder: &Path, control: &mut Control<'_>) -> Result<Trained> {
-    once(folder, config, |resume| {
+    let settings = TrainConfig { threads: 0, ..config.clone() };
+    once(folder, &settings, |resume| {
         let report = train(config, folder, resume, control)?;
         let (test_accuracy, parameters, seconds) = (report.test_accuracy, report.parameters, report.seconds);
         Ok(Trained { test_accuracy, parameters, seconds })

@@ -51,7 +51,7 @@ pub struct Start {
 ///
 /// A grey image replicated to three channels gives the same map through the three kernels as through their sum; a colour
 /// image through three copies of a third of a kernel gives the map of its mean. Other pairs have no such rule.
-fn adapt_stem(source: &[f32], from: usize, to: usize, taps: usize) -> Option<Vec<f32>> {
+pub(crate) fn adapt_stem(source: &[f32], from: usize, to: usize, taps: usize) -> Option<Vec<f32>> {
     let c_out = source.len() / (from * taps);
     let at = |o: usize, i: usize, t: usize| source[(o * from + i) * taps + t];
     let value = |o: usize, t: usize| match (from, to) {

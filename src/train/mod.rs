@@ -1,4 +1,5 @@
 //! Training and evaluation of a derived network.
 
+pub mod inherit;
 pub mod run;
 pub mod step;

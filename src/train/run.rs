@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::inherit::inherit;
 use super::step::{self, TrainRecipe, TrainStates};
 use crate::checkpoint::{Checkpoint, Meta, Network, Source};
 use crate::config::{TrainConfig, check_extent};
@@ -186,6 +187,18 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
     let evaluation = cpu.prepare(evaluation)?;
     cpu.state_mut(states.model.weights).copy_from_slice(&network.layout.initial_weights(config.seed));
     cpu.state_mut(states.model.running).copy_from_slice(&network.layout.initial_running());
+    let mut inherited = None;
+    if !config.inherit.is_empty() && !resume {
+        let start = inherit(Path::new(&config.inherit), &network, config.seed)?;
+        cpu.state_mut(states.model.weights).copy_from_slice(&start.weights);
+        cpu.state_mut(states.model.running).copy_from_slice(&start.running);
+        let [copied, adapted, new] = start.report.counts;
+        control.observer.note(&format!(
+            "weights of {}: {copied} tensors copied, {adapted} adapted, {new} new (transfer.json names each)",
+            config.inherit
+        ));
+        inherited = Some(start.report);
+    }
     // The genotype itself is part of the network's description; where it was read from does not matter.
     let settings =
         TrainConfig { genotype: String::new(), threads: 0, memory_limit: None, checkpoint_steps: 0, ..config.clone() };
@@ -207,6 +220,9 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
         config: serde_json::to_value(&settings).expect("settings are plain data"),
     };
     let folder = RunFolder::create(out)?;
+    if let Some(report) = &inherited {
+        folder.write_json("transfer.json", report)?;
+    }
     let mut training = Training {
         config,
         network,

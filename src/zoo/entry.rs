@@ -181,6 +181,14 @@ impl Entry {
         Ok(Self { meta, tensors, coresets: Tensors::default() })
     }
 
+    /// Whether a file is an entry, rather than a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read.
+    pub fn is_one(path: &Path) -> Result<bool> {
+        Tensors::is(path, KIND)
+    }
+
     /// Writes the file, whole or not at all.
     ///
     /// # Errors
