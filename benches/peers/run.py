@@ -3,7 +3,7 @@
 
     python3 benches/peers/run.py --out benches/results/2026-11-24-peers.json
     python3 benches/peers/run.py --filter train --out ...       only some cases; others in the file stay as they are
-    python3 benches/peers/table.py benches/results/2026-11-24-peers.json        then renews the table of the README
+    python3 scripts/readme_tables.py                                            then renews the tables of the README
 
 The peers: PyTorch (a virtual environment of its own with the versions of requirements.txt), burn and candle (crates of
 their own, with the versions of their Cargo.toml). A peer that cannot be had, say without network, is named on standard

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Writes the tables of the README from a result of run.py, between the comments that mark them.
+"""Writes the tables of the README from committed results, between the comments that mark them.
 
-    python3 benches/peers/table.py benches/results/2026-11-24-peers.json
-    python3 benches/peers/table.py --check benches/results/2026-11-24-peers.json     exit status 1 if the README differs
+    python3 scripts/readme_tables.py [--check]        with --check: exit status 1 if the README differs
 """
 import json, os, statistics, sys
 
-README = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "README.md")
-BEGIN, END = "<!-- from benches/peers/table.py -->", "<!-- end -->"
-LAYERS = ("dil_conv_3x3", "dil_conv_5x5", "relu_pointwise_batch_norm", "max_pool_3x3", "batch_norm")
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+README = os.path.join(ROOT, "README.md")
+RESULTS = os.path.join(ROOT, "benches", "results")
+# What the comment around a table says, and the newest result that it is made of.
+PEERS, GROWTH = "2026-11-24-peers.json", "2026-11-24-growth.json"
 
 
 def title(case):
@@ -32,7 +33,7 @@ def gib(row):
     return f"{row['peak_rss_bytes'] / 2**30:.1f}" if "peak_rss_bytes" in row else "?"
 
 
-def tables(result):
+def peers(result):
     rows = result["rows"]
     of = lambda case, peer: [r for r in rows if r["case"] == case and r["peer"] == peer and median(r)]
     cases = list(dict.fromkeys(r["case"] for r in rows if r["peer"] == "supernet"))
@@ -72,22 +73,37 @@ def tables(result):
     return "\n".join(out)
 
 
+def growth(result):
+    series = result["growth"]
+    machine = series[0]["machine"]
+    out = [f"How the first-order step grows around C=16 L=8 batch 64 on 32x32x3, milliseconds on {machine['cores']} cores of "
+           f"an {machine['cpu']} ({machine['level']}), {machine['date']}:", "",
+           "| growing | values | time, ms | exponent of time | of work | of memory | GFLOP/s |",
+           "| --- | --- | --- | --- | --- | --- | --- |"]
+    for one in series:
+        each = lambda values: ", ".join(values)
+        out.append(f"| {one['grow']} | {each(str(p['value']) for p in one['points'])} | "
+                   f"{each(number(c['milliseconds']) for c in one['cases'])} | {one['time']['exponent']:.2f} | "
+                   f"{one['work']['exponent']:.2f} | {one['memory']['exponent']:.2f} | "
+                   f"{each(format(p['gflops'], '.0f') for p in one['points'])} |")
+    return "\n".join(out)
+
+
 def main():
-    check = "--check" in sys.argv
-    files = [a for a in sys.argv[1:] if not a.startswith("-")]
-    if len(files) != 1:
-        sys.exit(__doc__)
-    with open(files[0]) as file:
-        text = tables(json.load(file))
     with open(README) as file:
         readme = file.read()
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        sys.exit(f"README.md needs one `{BEGIN}` and one `{END}`")
-    start, rest = readme.split(BEGIN)
-    renewed = f"{start}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
-    if check and renewed != readme:
-        sys.exit(f"the tables of README.md are not those of {files[0]}: run benches/peers/table.py {files[0]}")
-    if not check:
+    renewed = readme
+    for name, table in ((PEERS, peers), (GROWTH, growth)):
+        begin, end = f"<!-- from {name} -->", f"<!-- end of {name} -->"
+        if readme.count(begin) != 1 or readme.count(end) != 1:
+            sys.exit(f"README.md needs one `{begin}` and one `{end}`")
+        with open(os.path.join(RESULTS, name)) as file:
+            text = table(json.load(file))
+        start, rest = renewed.split(begin)
+        renewed = f"{start}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+    if "--check" in sys.argv and renewed != readme:
+        sys.exit("the tables of README.md are not those of benches/results: run scripts/readme_tables.py")
+    if "--check" not in sys.argv:
         with open(README, "w") as file:
             file.write(renewed)
 
