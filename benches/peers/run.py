@@ -5,7 +5,7 @@
     python3 benches/peers/run.py --filter train --out ...       only some cases; others in the file stay as they are
     python3 scripts/readme_tables.py                                            then renews the tables of the README
 
-The peers: PyTorch (a virtual environment of its own with the versions of requirements.txt), burn and candle (crates of
+The peers: PyTorch and the transport libraries (a virtual environment of their own with the versions of requirements.txt), burn and candle (crates of
 their own, with the versions of their Cargo.toml). A peer that cannot be had, say without network, is named on standard
 error and in the result as missing; the others run. Rounds of ours and theirs alternate, so that a slow minute of the
 machine hits both. `milliseconds` of a row holds the median of each round of ours, and every sample of a peer.
@@ -61,7 +61,7 @@ class Peers:
     def environment(self):
         given = os.environ.get("SUPERNET_PEERS_PYTHON")
         if given:
-            subprocess.run([given, "-c", "import torch, numpy, safetensors"], check=True)
+            subprocess.run([given, "-c", "import torch, numpy, safetensors, ot, geomloss"], check=True)
             return given
         python = os.path.join(PEERS, "venv", "bin", "python")
         if not os.path.exists(python):
@@ -141,6 +141,22 @@ def measure_layers(args, peers, add):
                     add({"peer": row["peer"], "case": row["case"], "variant": row.get("variant", "")}, row, None)
 
 
+def measure_transport(args, peers, add):
+    """Whole solves; transport.py runs in the environment of PyTorch."""
+    if args.filter and "transport" not in args.filter:
+        return
+    for _ in range(2):
+        for report in rows_of([peers.ours, "bench", "transport", "--json", "--threads", str(args.threads)]):
+            for case in report.get("cases", []):
+                name, domain = case["name"].rsplit("/", 1)
+                add({"peer": "supernet", "case": f"transport/{name}", "variant": domain},
+                    {"milliseconds": [case["milliseconds"]]}, report["machine"])
+        if peers.python:
+            for row in rows_of([peers.python, os.path.join(HERE, "transport.py"), "--threads", str(args.threads),
+                                "--rounds", "2"]):
+                add({k: row.get(k, "") for k in ("peer", "case", "variant")}, row, None)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, metavar="FILE", help="the result; cases measured again are replaced")
@@ -175,9 +191,10 @@ def main():
             file.write("\n")
         os.replace(temporary, args.out)
 
-    if args.filter != "layer":
+    if args.filter not in ("layer", "transport"):
         measure_steps(args, peers, add)
     measure_layers(args, peers, add)
+    measure_transport(args, peers, add)
     print(f"{len(fresh)} rows in {args.out}")
 
 

@@ -2,7 +2,8 @@
 //! itself can do.
 //!
 //! [`cases`] lists kernels as recorded graphs ([`recorder`]), [`parity`] compares them with the f64 reference before
-//! they are timed ([`kernels`]); [`step`] and [`growth`] time whole steps, [`loader`] what brings images to them. All are
+//! they are timed ([`kernels`]); [`step`] and [`growth`] time whole steps, [`loader`] what brings images to them, [`solves`] whole
+//! transport problems. All are
 //! measured and summarised in one way ([`measure`]), held against the machine's [`ceiling`], written as one form of JSON
 //! ([`report`]), drawn ([`chart`]) and compared with earlier results ([`compare`]).
 
@@ -18,5 +19,6 @@ pub mod measure;
 pub mod parity;
 pub mod recorder;
 pub mod report;
+pub mod solves;
 pub mod step;
 mod transport;

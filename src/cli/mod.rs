@@ -61,7 +61,7 @@ enum Command {
     Distance(distance::Arguments),
     Plan(plan::Arguments),
     Ot(ot::Arguments),
-    /// Measure kernels, whole steps or the image loader.
+    /// Measure kernels, whole steps, the image loader or transport.
     Bench(bench::Arguments),
     Step(bench::step::Arguments),
 }

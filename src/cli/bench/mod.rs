@@ -3,6 +3,7 @@
 mod kernels;
 mod loader;
 pub mod step;
+mod transport;
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use supernet::files::write_atomically;
 use supernet::machine::Machine;
 use supernet::run::threads;
 
-/// Measure kernels, whole steps or the image loader.
+/// Measure kernels, whole steps, the image loader or transport.
 #[derive(Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -26,6 +27,7 @@ enum Bench {
     Kernels(kernels::Arguments),
     Step(step::Arguments),
     Loader(loader::Arguments),
+    Transport(transport::Arguments),
 }
 
 /// Flags that all benches have.
@@ -79,5 +81,6 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         Bench::Kernels(arguments) => kernels::run(arguments, json),
         Bench::Step(arguments) => step::run(arguments, json),
         Bench::Loader(arguments) => loader::run(arguments, json),
+        Bench::Transport(arguments) => transport::run(arguments, json),
     }
 }

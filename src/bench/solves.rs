@@ -1,0 +1,305 @@
+//! Times whole solves of transport problems, from points to certified costs: the batch of all class pairs of a pair of
+//! datasets, and one large problem, in both domains; and how the time grows with points, dimensions and problems.
+//!
+//! The iterations are counted, not waited for, so that a time tells the speed of the solver and not the luck of the data.
+
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+
+use super::chart::{Chart, Series};
+use super::measure::{self, Effort, PowerLaw};
+use super::report::{Measured, Report, Table, changes, milliseconds};
+use crate::error::{Error, Result};
+use crate::machine::Machine;
+use crate::random::{Stream, normal};
+use crate::transport::{Cloud, Costs, Domain, Epsilon, Options, Points, Problem, Schedule, Solution, Values, solve};
+
+/// Iterations of a solve.
+pub const ITERATIONS: usize = 100;
+/// Regularisation as a share of the mean cost: the kernel stays within f32 there.
+const EPSILON: f64 = 0.05;
+/// Purpose of the points, for the counter-based generator.
+const PURPOSE_POINTS: u32 = 90;
+
+/// Problems of one size that are solved in one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Shape {
+    /// How many problems.
+    pub problems: usize,
+    /// Points of each side.
+    pub points: usize,
+    /// Their dimensions.
+    pub dimensions: usize,
+}
+
+impl Shape {
+    /// The class pairs of two datasets with twenty classes.
+    pub const BATCH: Self = Self { problems: 190, points: 256, dimensions: 64 };
+    /// One large problem.
+    pub const SINGLE: Self = Self { problems: 1, points: 2000, dimensions: 64 };
+
+    fn name(self, domain: Domain) -> String {
+        let Self { problems, points, dimensions } = self;
+        format!("{problems}x{points}x{points}/d{dimensions}/{}", domain_name(domain))
+    }
+}
+
+/// A domain as it is called.
+fn domain_name(domain: Domain) -> &'static str {
+    match domain {
+        Domain::Auto => "auto",
+        Domain::Log => "log",
+        Domain::Kernel => "kernel",
+    }
+}
+
+/// Points that wait to be transported.
+pub struct Subject {
+    points: Points,
+    problems: Vec<Problem>,
+    options: Options,
+}
+
+impl Subject {
+    /// Draws normal points around as many centres as it takes to make so many pairs.
+    ///
+    /// # Errors
+    /// Those of [`Points::new`].
+    pub fn new(shape: Shape, domain: Domain, threads: usize) -> Result<Self> {
+        let Shape { problems, points, dimensions } = shape;
+        let clouds = (2..).find(|n| n * (n - 1) / 2 >= problems).unwrap_or(2);
+        let stream = Stream::new(0, PURPOSE_POINTS);
+        let draw = |cloud: usize| -> Vec<f32> {
+            let one = |i: usize| {
+                let words = stream.block(cloud as u64, i as u32);
+                // Centres lie about as far apart as points of one cloud.
+                let centre = stream.block(u64::MAX - cloud as u64, (i % dimensions) as u32);
+                (normal(words[0], words[1]).0 + normal(centre[0], centre[1]).0) as f32
+            };
+            (0..points * dimensions).map(one).collect()
+        };
+        let values: Vec<Vec<f32>> = (0..clouds).map(draw).collect();
+        let cloud = |v| Cloud { name: "bench", values: Values::Single(v), dim: dimensions };
+        let points = Points::new(&values.iter().map(|v| cloud(&v[..])).collect::<Vec<_>>())?;
+        let pairs = (0..clouds).flat_map(|a| (a + 1..clouds).map(move |b| (a, b)));
+        let problem = |(a, b)| Problem::uniform(points.cloud(a), points.cloud(b), Epsilon::Mean(EPSILON));
+        let problems = pairs.take(problems).map(problem).collect();
+        let schedule = Schedule::Converge { factor: 1.0 };
+        let options =
+            Options { schedule, iterations: ITERATIONS, tolerance: -1.0, domain, threads, ..Options::default() };
+        Ok(Self { points, problems, options })
+    }
+
+    /// Solves all problems.
+    ///
+    /// # Errors
+    /// As [`solve`].
+    pub fn solve(&self) -> Result<Vec<Solution>> {
+        let costs = Costs::Points { points: &self.points, point_scale: 0.5, labels: None };
+        solve(costs, &self.problems, &self.options, &AtomicBool::new(false), &mut |_| ())
+    }
+}
+
+/// The quantity that grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Axis {
+    /// Points of each side.
+    Points,
+    /// Dimensions of the points.
+    Dimensions,
+    /// Problems of a call.
+    Problems,
+}
+
+impl Axis {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Points => "points",
+            Self::Dimensions => "dimensions",
+            Self::Problems => "problems",
+        }
+    }
+
+    fn set(self, value: usize) -> Shape {
+        let base = Shape { problems: 40, ..Shape::BATCH };
+        match self {
+            Self::Points => Shape { points: value, ..base },
+            Self::Dimensions => Shape { dimensions: value, ..base },
+            Self::Problems => Shape { problems: value, ..base },
+        }
+    }
+
+    /// The values where none are given.
+    pub fn series(self) -> Vec<usize> {
+        match self {
+            Self::Points => vec![64, 128, 256, 512],
+            Self::Dimensions => vec![16, 64, 256, 1024],
+            Self::Problems => vec![10, 40, 160, 640],
+        }
+    }
+}
+
+/// One solve that was timed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Solved {
+    /// Its name and times.
+    #[serde(flatten)]
+    pub measured: Measured,
+    /// What was solved.
+    pub shape: Shape,
+    /// Iterations of each problem.
+    pub iterations: usize,
+    /// Elements of cost matrices that the iterations passed, in billions a second.
+    pub elements_per_nanosecond: f64,
+}
+
+/// What grew, and by which law.
+#[derive(Clone, Debug, Serialize)]
+pub struct Growth {
+    /// The quantity.
+    pub axis: Axis,
+    /// Law of the median time in each domain.
+    pub laws: Vec<(&'static str, Option<PowerLaw>)>,
+}
+
+/// What only this bench has.
+#[derive(Clone, Debug, Serialize)]
+pub struct SolveDetails {
+    /// The series, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grow: Option<Growth>,
+}
+
+/// Result of the solves.
+pub type SolveReport = Report<Solved, SolveDetails>;
+
+fn time(shape: Shape, domain: Domain, threads: usize, quick: bool) -> Result<Solved> {
+    let subject = Subject::new(shape, domain, threads)?;
+    let mut failed = None;
+    let times = measure::sample(Effort::new(quick), |repeats| {
+        (0..repeats).for_each(|_| failed = failed.take().or(subject.solve().err()));
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let passed = (shape.problems * shape.points * shape.points * ITERATIONS) as f64;
+    Ok(Solved {
+        measured: Measured { name: shape.name(domain), times },
+        shape,
+        iterations: ITERATIONS,
+        elements_per_nanosecond: passed / (times.milliseconds * 1e6),
+    })
+}
+
+/// Times both shapes, or a series, in both domains; `look` is told each case before it starts.
+///
+/// # Errors
+/// [`Error::Usage`] for fewer than two different values, and those of the solver.
+pub fn run(
+    grow: Option<(Axis, &[usize])>,
+    threads: usize,
+    quick: bool,
+    mut look: impl FnMut(&str),
+) -> Result<SolveReport> {
+    let shapes: Vec<(usize, Shape)> = match grow {
+        None => vec![(0, Shape::BATCH), (0, Shape::SINGLE)],
+        Some((axis, values)) => {
+            let mut values = values.to_vec();
+            values.sort_unstable();
+            values.dedup();
+            if values.len() < 2 || values[0] == 0 {
+                let name = axis.name();
+                let message =
+                    format!("--grow {name} needs at least two different values above 0; there are {values:?}");
+                return Err(Error::usage(message));
+            }
+            values.into_iter().map(|v| (v, axis.set(v))).collect()
+        }
+    };
+    let (mut cases, mut laws) = (Vec::new(), Vec::new());
+    for domain in [Domain::Log, Domain::Kernel] {
+        let mut points = Vec::new();
+        for &(value, shape) in &shapes {
+            look(&shape.name(domain));
+            let solved = time(shape, domain, threads, quick)?;
+            points.push((value as f64, solved.measured.times.milliseconds));
+            cases.push(solved);
+        }
+        laws.push((domain_name(domain), PowerLaw::fit(&points)));
+    }
+    let details = SolveDetails { grow: grow.map(|(axis, _)| Growth { axis, laws }) };
+    Ok(Report { bench: "transport", machine: Machine::here(threads), quick, cases, changes: None, details })
+}
+
+/// The result as text.
+pub fn text(report: &SolveReport) -> String {
+    let mut table = Table::new(&["problems x points x points / dimensions / domain", "median", "+-", "elements/ns"]);
+    for case in &report.cases {
+        let times = case.measured.times;
+        table.row(vec![
+            case.measured.name.clone(),
+            milliseconds(times.milliseconds),
+            format!("{:.1} %", 100.0 * times.spread()),
+            format!("{:.2}", case.elements_per_nanosecond),
+        ]);
+    }
+    let mut out = format!("{}\n{table}{ITERATIONS} iterations, with costs and certificates\n", report.machine.line());
+    for (grow, (domain, law)) in report.details.grow.iter().flat_map(|g| g.laws.iter().map(move |law| (g, law))) {
+        if let Some(law) = law {
+            out += &format!("{domain}: time ~ {}^{:.3} (r2 {:.4})\n", grow.axis.name(), law.exponent, law.r_squared);
+        }
+    }
+    out + &report.changes.as_deref().map(changes).unwrap_or_default()
+}
+
+/// A series as a picture; None without one.
+pub fn chart(report: &SolveReport) -> Option<Chart> {
+    let grow = report.details.grow.as_ref()?;
+    let value = |s: Shape| match grow.axis {
+        Axis::Points => s.points,
+        Axis::Dimensions => s.dimensions,
+        Axis::Problems => s.problems,
+    };
+    let series = |(domain, law): &(&'static str, Option<PowerLaw>)| {
+        let own = report.cases.iter().filter(|c| c.measured.name.ends_with(domain));
+        let points: Vec<(f64, f64, String)> =
+            own.map(|c| (value(c.shape) as f64, c.measured.times.milliseconds, c.measured.name.clone())).collect();
+        let ends = points.first().zip(points.last()).map(|(a, b)| (a.0, b.0));
+        let line = law.zip(ends).map(|(law, (a, b))| [a, b].map(|x| (x, law.factor * x.powf(law.exponent))));
+        let name = law.map_or((*domain).into(), |law| format!("{domain} domain, exponent {:.2}", law.exponent));
+        Series { name, points, line }
+    };
+    Some(Chart {
+        title: format!("{ITERATIONS} Sinkhorn iterations as the {} grow: {}", grow.axis.name(), report.machine.cpu),
+        axes: [grow.axis.name().into(), "milliseconds".into()],
+        series: grow.laws.iter().map(series).collect(),
+        limits: Vec::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_has_its_shape_and_its_iterations() {
+        let shape = Shape { problems: 4, points: 5, dimensions: 3 };
+        for domain in [Domain::Log, Domain::Kernel] {
+            let solutions = Subject::new(shape, domain, 1).unwrap().solve().unwrap();
+            assert_eq!(solutions.len(), 4);
+            assert!(solutions.iter().all(|s| s.iterations == ITERATIONS && s.lower <= s.upper), "{solutions:?}");
+        }
+    }
+
+    #[test]
+    fn a_series_needs_two_values() {
+        let refused = |values: &[usize]| run(Some((Axis::Points, values)), 1, true, |_| ()).unwrap_err().to_string();
+        assert!(refused(&[4, 4]).contains("--grow points") && refused(&[0, 4]).contains("above 0"));
+        let report = run(Some((Axis::Points, &[4, 8])), 1, true, |_| ()).unwrap();
+        assert_eq!((report.cases.len(), report.details.grow.as_ref().unwrap().laws.len()), (4, 2));
+        assert!(chart(&report).unwrap().series.iter().all(|s| s.points.len() == 2));
+    }
+}
