@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::points::Points;
@@ -20,8 +21,9 @@ use crate::ops::transport::{
 
 /// Unit roundoff of f32.
 const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
-/// Iterations between two looks at the status.
-const REPLAY: usize = 20;
+/// Iterations between two looks at the status. A kernel that was stored lives as long; the same for all problems, so that
+/// a problem gives the same bits in any batch.
+const REPLAY: usize = 100;
 /// A problem of more elements keeps no kernel matrix unless asked to.
 const KERNEL_ELEMENTS: usize = 1 << 27;
 
@@ -248,6 +250,22 @@ struct Piece<'a> {
     units: Vec<(f64, f64)>,
 }
 
+/// Largest of some costs (at least 0) and their sum, in lanes that a vector unit can take side by side.
+fn largest_and_sum(row: &[f32]) -> (f32, f64) {
+    const LANES: usize = 16;
+    let (mut top, mut sum) = ([0.0f32; LANES], [0.0f64; LANES]);
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for ((top, sum), &c) in top.iter_mut().zip(&mut sum).zip(chunk) {
+            *top = if c > *top { c } else { *top };
+            *sum += f64::from(c);
+        }
+    }
+    let largest = top.iter().chain(rest).copied().fold(0.0f32, f32::max);
+    (largest, sum.iter().sum::<f64>() + rest.iter().map(|&c| f64::from(c)).sum::<f64>())
+}
+
 /// Extent of the costs of one problem, in the units of the device.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
@@ -389,13 +407,13 @@ impl<'a> Piece<'a> {
     fn extents(&self) -> Result<Vec<Extent>> {
         let costs = self.cpu.state(self.cost);
         let extent = |(i, p): (usize, &crate::ops::transport::Problem)| {
-            let rows = || {
-                (0..p.n as usize).flat_map(|r| {
-                    let at = p.cost as usize + r * p.stride as usize;
-                    costs[at..at + p.m as usize].iter().copied()
-                })
+            let row = |r: usize| {
+                let at = p.cost as usize + r * p.stride as usize;
+                &costs[at..at + p.m as usize]
             };
-            let largest = rows().fold(0.0f32, f32::max).into();
+            // Sums of rows are added in order, whichever thread has them.
+            let rows: Vec<(f32, f64)> = (0..p.n as usize).into_par_iter().map(|r| largest_and_sum(row(r))).collect();
+            let largest = rows.iter().map(|r| r.0).fold(0.0f32, f32::max).into();
             let asked = self.problems[i].epsilon;
             let share = asked.value();
             if !(share.is_finite() && share > 0.0) {
@@ -406,11 +424,11 @@ impl<'a> Piece<'a> {
                 Epsilon::Absolute(eps) => eps * unit,
                 // A given matrix was shifted; its own mean is what a user means.
                 Epsilon::Mean(r) => {
-                    let mean = rows().map(f64::from).sum::<f64>() / (p.n as f64 * p.m as f64);
+                    let mean = rows.iter().map(|r| r.1).sum::<f64>() / (p.n as f64 * p.m as f64);
                     r * (mean + (shift * unit).abs())
                 }
                 Epsilon::Median(r) => {
-                    let mut all: Vec<f32> = rows().collect();
+                    let mut all: Vec<f32> = (0..p.n as usize).flat_map(row).copied().collect();
                     let middle = all.len() / 2;
                     let (_, median, _) = all.select_nth_unstable_by(middle, f32::total_cmp);
                     r * (f64::from(*median) + (shift * unit).abs())
@@ -421,7 +439,7 @@ impl<'a> Piece<'a> {
             let epsilon = epsilon.clamp(f64::from(f32::MIN_POSITIVE) * 1e3, 1e30);
             Ok(Extent { largest, epsilon })
         };
-        self.table.problems.iter().enumerate().map(extent).collect()
+        self.table.problems.par_iter().enumerate().map(extent).collect()
     }
 
     fn solve(mut self, stop: &AtomicBool) -> Result<Vec<Solution>> {
