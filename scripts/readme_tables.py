@@ -8,7 +8,7 @@ import json, os, statistics, sys
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 README = os.path.join(ROOT, "README.md")
 RESULTS = os.path.join(ROOT, "benches", "results")
-# What the comment around a table says, and the newest result that it is made of.
+# The newest results; the comment around a table names the one that it is made of.
 PEERS, GROWTH = "2026-11-24-peers.json", "2026-11-24-growth.json"
 
 
@@ -37,7 +37,7 @@ def peers(result):
     rows = result["rows"]
     of = lambda case, peer: [r for r in rows if r["case"] == case and r["peer"] == peer and median(r)]
     cases = list(dict.fromkeys(r["case"] for r in rows if r["peer"] == "supernet"))
-    versions = {r["version"] for r in rows if "version" in r}
+    versions = {r["version"] for r in rows if r["peer"] == "pytorch" and "version" in r}
     machine = result["machine"]
     out = [f"Medians in milliseconds on {machine['cores']} cores of an {machine['cpu']} ({machine['level']}), "
            f"{machine['threads']} threads, f32, {machine['date']}"
@@ -45,7 +45,7 @@ def peers(result):
            "| step | supernet | PyTorch NCHW | NHWC | lean NCHW | lean NHWC | compiled | best / supernet | memory, GiB |",
            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     variants = ("plain nchw", "plain nhwc", "lean nchw", "lean nhwc", "compiled nhwc")
-    for case in (c for c in cases if not c.startswith("layer")):
+    for case in (c for c in cases if c.startswith(("search", "train"))):
         ours = of(case, "supernet")
         theirs = {r["variant"]: r for r in of(case, "pytorch")}
         if not ours or not theirs:
@@ -73,6 +73,34 @@ def peers(result):
     return "\n".join(out)
 
 
+def transport(result):
+    rows = [r for r in result["rows"] if r["case"].startswith("transport") and median(r)]
+    cases = list(dict.fromkeys(r["case"] for r in rows))
+    machine = result["machine"]
+    heads = []
+    for case in cases:
+        (problems, m, n), d = case.split("/")[1].split("x"), case.split("/d")[1]
+        heads.append(f"{problems} problem{'s' * (problems != '1')} of {m} x {n} points, {d} dimensions")
+    out = [f"Medians in milliseconds on {machine['cores']} cores of an {machine['cpu']} ({machine['level']}), f32 unless named; "
+           f"{', '.join(sorted({r['version'] for r in rows if 'version' in r}))}. In brackets: how many times the time of supernet.", "",
+           f"| | {' | '.join(heads)} |", f"| --- |{' --- |' * len(cases)}"]
+    for variant, name in (("log", "log domain"), ("kernel", "kernel domain"), ("exact", "exact")):
+        here = [r for r in rows if r["variant"] == variant]
+        best = {r["case"]: median(r) for r in here if r["peer"] == "supernet"}
+        for peer in dict.fromkeys(r["peer"] for r in here):
+            cells = []
+            for case in cases:
+                found = [median(r) for r in here if r["case"] == case and r["peer"] == peer]
+                cell = number(found[0]) if found else "–"
+                if peer == "supernet":
+                    cell = f"**{cell}**"
+                elif found and case in best:
+                    cell += f" ({found[0] / best[case]:.1f})"
+                cells.append(cell)
+            out.append(f"| {name}: {peer.replace(' (exact)', '')} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
 def growth(result):
     series = result["growth"]
     machine = series[0]["machine"]
@@ -89,12 +117,19 @@ def growth(result):
     return "\n".join(out)
 
 
+TABLES = [
+    ("steps and layers", PEERS, peers),
+    ("growth of the step", GROWTH, growth),
+    ("transport", PEERS, transport),
+]
+
+
 def main():
     with open(README) as file:
         readme = file.read()
     renewed = readme
-    for name, table in ((PEERS, peers), (GROWTH, growth)):
-        begin, end = f"<!-- from {name} -->", f"<!-- end of {name} -->"
+    for what, name, table in TABLES:
+        begin, end = f"<!-- {what}, from {name} -->", f"<!-- end of {what} -->"
         if readme.count(begin) != 1 or readme.count(end) != 1:
             sys.exit(f"README.md needs one `{begin}` and one `{end}`")
         with open(os.path.join(RESULTS, name)) as file:
