@@ -18,6 +18,26 @@ struct __align__(8) Spot {
 // Stands for the table of kernels that take none.
 struct NoTable {};
 
+// Parameters of kernels whose table holds jobs (src/ops/launch/jobs.rs).
+struct JobsParams {
+    unsigned blocks;
+    unsigned jobs;
+    unsigned unused_0;
+    unsigned unused_1;
+};
+
+// The job of a block: the last record whose first block is not beyond it.
+template <typename Job>
+__device__ inline unsigned job_of(const Job* table, unsigned jobs, unsigned block) {
+    unsigned low = 0;
+    for (unsigned high = jobs; high - low > 1;) {
+        const unsigned middle = (low + high) / 2;
+        if (table[middle].first_block <= block) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
 __device__ inline float* at(const Pages& pages, Spot spot) { return pages.page[spot.page] + spot.at; }
 
 // Four neighbouring channels, the unit in which threads own maps.
@@ -92,4 +112,53 @@ __device__ inline float block_sum(float v) {
     for (unsigned w = 0; w < BLOCK / 32; w++) sum += warps[w];
     __syncthreads();
     return sum;
+}
+
+// Number of values, their mean, and the sum of their squared deviations from it.
+struct Moments {
+    float count;
+    float4 mean;
+    float4 m2;
+};
+
+__device__ inline Moments none() { return {0.0f, quad(0.0f), quad(0.0f)}; }
+
+// Merges centred moments (Chan, Golub & LeVeque 1979).
+__device__ inline Moments merge(const Moments& a, const Moments& b) {
+    if (b.count == 0.0f) return a;
+    const float count = a.count + b.count;
+    const float share = b.count / count;
+    const float4 delta = b.mean - a.mean;
+    return {count, a.mean + share * delta, a.m2 + b.m2 + (a.count * share) * (delta * delta)};
+}
+
+// Merges the moments of all threads that own the same channels, as a tree; row 0 gets the result.
+__device__ inline Moments merge_rows(Moments own, const Lane& lane, unsigned lanes) {
+    __shared__ float counts[BLOCK];
+    __shared__ float4 means[BLOCK];
+    __shared__ float4 m2s[BLOCK];
+    const unsigned t = threadIdx.x;
+    for (unsigned width = lane.rows; width > 1;) {
+        counts[t] = own.count;
+        means[t] = own.mean;
+        m2s[t] = own.m2;
+        __syncthreads();
+        const unsigned half = (width + 1) / 2;
+        if (lane.row + half < width) {
+            const unsigned other = t + half * lanes;
+            own = merge(own, {counts[other], means[other], m2s[other]});
+        }
+        width = half;
+        __syncthreads();
+    }
+    return own;
+}
+
+// A chunk's moments in scratch: a row of means, a row of M2, the count (FoldMoments in src/ops/launch/fold.rs).
+__device__ inline unsigned moments_stride(unsigned channels) { return 2 * padded(channels) + 4; }
+
+__device__ inline void store_moments(float* chunk, const Moments& m, unsigned channels, unsigned channel) {
+    store4(chunk + channel, m.mean, 4);
+    store4(chunk + padded(channels) + channel, m.m2, 4);
+    if (channel == 0) store4(chunk + 2 * padded(channels), quad(m.count), 4);
 }

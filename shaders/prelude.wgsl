@@ -64,3 +64,69 @@ fn lane_of(thread: u32, channels: u32, lanes: u32, group: u32) -> Lane {
 fn padded(channels: u32) -> u32 {
     return (channels + 3u) / 4u * 4u;
 }
+
+// Parameters of shaders whose table holds jobs (src/ops/launch/jobs.rs).
+struct JobsParams {
+    blocks: u32,
+    jobs: u32,
+    unused_0: u32,
+    unused_1: u32,
+}
+
+// Number of values, their mean, and the sum of their squared deviations from it.
+struct Moments {
+    count: f32,
+    mean: Quad,
+    m2: Quad,
+}
+
+fn none() -> Moments {
+    return Moments(0.0, quad(0.0), quad(0.0));
+}
+
+// Merges centred moments (Chan, Golub & LeVeque 1979).
+fn merge(a: Moments, b: Moments) -> Moments {
+    if b.count == 0.0 {
+        return a;
+    }
+    let count = a.count + b.count;
+    let share = b.count / count;
+    let delta = b.mean - a.mean;
+    return Moments(count, a.mean + share * delta, a.m2 + b.m2 + (a.count * share) * (delta * delta));
+}
+
+var<workgroup> shared_counts: array<f32, BLOCK>;
+var<workgroup> shared_means: array<Quad, BLOCK>;
+var<workgroup> shared_m2s: array<Quad, BLOCK>;
+
+// Merges the moments of all threads that own the same channels, as a tree; row 0 gets the result.
+fn merge_rows(moments: Moments, t: u32, lanes: u32) -> Moments {
+    var own = moments;
+    for (var width = BLOCK / lanes; width > 1u;) {
+        shared_counts[t] = own.count;
+        shared_means[t] = own.mean;
+        shared_m2s[t] = own.m2;
+        workgroupBarrier();
+        let half = (width + 1u) / 2u;
+        if t / lanes + half < width {
+            let other = t + half * lanes;
+            own = merge(own, Moments(shared_counts[other], shared_means[other], shared_m2s[other]));
+        }
+        width = half;
+        workgroupBarrier();
+    }
+    return own;
+}
+
+// A chunk's moments in scratch: a row of means, a row of M2, the count (FoldMoments in src/ops/launch/fold.rs).
+fn moments_stride(channels: u32) -> u32 {
+    return 2u * padded(channels) + 4u;
+}
+
+fn store_moments(chunk: Spot, m: Moments, channels: u32, channel: u32) {
+    store4(ahead(chunk, channel), m.mean, 4u);
+    store4(ahead(chunk, padded(channels) + channel), m.m2, 4u);
+    if channel == 0u {
+        store4(ahead(chunk, 2u * padded(channels)), quad(m.count), 4u);
+    }
+}

@@ -18,6 +18,9 @@
 //! To give an op its launches: implement [`Lower`] in `ops/launch/<family>.rs`, name it in [`Op::lower`], write the
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
+pub mod fold;
+pub mod jobs;
+pub mod merge;
 pub mod mixture;
 pub mod norm;
 
@@ -71,9 +74,21 @@ impl Place {
         self.offset..self.offset + rows.saturating_sub(1) * self.row_stride + self.shape.c as u32
     }
 
+    /// Whether both have an element in common. Slices of channels of one map lie between each other without.
     fn overlaps(self, other: Self) -> bool {
         let (a, b) = (self.extent(), other.extent());
-        self.page == other.page && a.start < b.end && b.start < a.end
+        if self.page != other.page || a.start >= b.end || b.start >= a.end {
+            return false;
+        }
+        let stride = self.row_stride;
+        let strided = stride == other.row_stride && self.shape.rows() > 1 && other.shape.rows() > 1;
+        if !strided {
+            return true;
+        }
+        // Columns of `other` counted from the first of `self`, around the row.
+        let (width, other_width) = (self.shape.c as u32, other.shape.c as u32);
+        let apart = (b.start % stride + stride - a.start % stride) % stride;
+        apart < width || apart + other_width > stride
     }
 }
 
@@ -139,6 +154,8 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
+    /// Fields of the table's records, if the launch is made of jobs ([`jobs`]) and others can join it.
+    pub jobs: Option<&'static [(&'static str, &'static str)]>,
 }
 
 /// An op that runs on GPUs.
@@ -300,6 +317,17 @@ mod tests {
             let Lanes { lanes, groups, rows } = Lanes::new(c);
             assert!(lanes * groups * 4 >= c && lanes * rows <= BLOCK as usize && lanes <= 32, "{c} channels");
         }
+    }
+
+    #[test]
+    fn slices_of_one_map_do_not_overlap() {
+        let slice = |offset: u32, c: usize| Place { page: 0, offset, row_stride: 16, shape: Shape::map(2, 3, 3, c) };
+        assert!(!slice(100, 4).overlaps(slice(104, 12)) && !slice(104, 12).overlaps(slice(100, 4)));
+        assert!(slice(100, 5).overlaps(slice(104, 12)) && slice(104, 12).overlaps(slice(100, 5)));
+        // A row further down, and beside it.
+        assert!(slice(100, 4).overlaps(slice(132, 4)) && !slice(100, 4).overlaps(slice(136, 4)));
+        assert!(!slice(100, 4).overlaps(slice(100 + 18 * 16, 4)));
+        assert!(slice(100, 4).overlaps(vector(0, 120, 4)), "a vector in between counts as touched");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! compares the declarations, and the entry points of kernels and shaders.
 
 use supernet::device::source::{COMMON, SOURCES, Source, source};
+use supernet::ops::launch::fold::{FoldMoments, FoldSums};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
-use supernet::ops::launch::norm::StatisticsParams;
+use supernet::ops::launch::norm::StatisticsJob;
 use supernet::ops::launch::{PAGES, Record, mixture, norm};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
@@ -44,7 +45,9 @@ fn compare<R: Record>(source: Source) {
 
 #[test]
 fn records_have_the_same_fields_in_all_three_languages() {
-    compare::<StatisticsParams>(source("statistics"));
+    compare::<StatisticsJob>(source("statistics"));
+    compare::<FoldMoments>(source("fold"));
+    compare::<FoldSums>(source("fold"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
     for (name, value) in FLAGS {

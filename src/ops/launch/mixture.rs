@@ -237,6 +237,7 @@ fn launch(kernel: &'static str, wide: bool, params: MixtureParams, table: &[Mixt
         pages: slots.pages,
         grid: grid(params.blocks as usize),
         block: BLOCK,
+        jobs: None,
     }
 }
 

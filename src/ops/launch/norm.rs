@@ -1,7 +1,8 @@
 //! Batch statistics on GPUs: each block reduces a chunk of rows to moments (count, mean, M2), a second launch merges
 //! the chunks' moments. Merging follows Chan, Golub & LeVeque (1979): centred throughout, never the mean of squares minus the squared mean.
 
-use super::{BLOCK, Lanes, Launch, Lower, Places, Slots, Spot, grid, record};
+use super::jobs::{self, Job};
+use super::{Lanes, Launch, Lower, Places, Spot, fold, record};
 use crate::graph::Shape;
 use crate::ops::norm::Statistics;
 
@@ -11,9 +12,11 @@ pub const TILE: usize = 4;
 const CHUNKS: usize = 128;
 
 record! {
-    /// Parameters of `statistics_partial` and `statistics_fold`.
-    StatisticsParams {
-        /// Blocks that have work.
+    /// A map whose moments are wanted.
+    StatisticsJob {
+        /// See [`jobs`].
+        first_block: u32,
+        /// See [`jobs`].
         blocks: u32,
         /// Rows of the map.
         rows: u32,
@@ -23,19 +26,13 @@ record! {
         lanes: u32,
         /// See [`Lanes`].
         groups: u32,
-        /// Chunks of rows.
-        chunks: u32,
         /// Rows of a chunk; the last one may have fewer.
         chunk_rows: u32,
         /// Elements from one pixel to the next.
         map_stride: u32,
         /// The map.
         map: Spot,
-        /// Mean a channel.
-        mean: Spot,
-        /// Biased variance a channel.
-        variance: Spot,
-        /// Moments: a chunk two rows, mean and M2, of the channels rounded up to quads.
+        /// Moments of each chunk: see [`fold::FoldMoments`].
         partial: Spot,
     }
 }
@@ -46,42 +43,29 @@ fn chunks(shape: Shape) -> (usize, usize) {
 
 impl Lower for Statistics {
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        chunks(inputs[0]).1 * 2 * inputs[0].c.next_multiple_of(4)
+        fold::moments_len(inputs[0].c, chunks(inputs[0]).1)
     }
 
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
-        let shape = at.inputs[0].shape;
-        let (mean, var) = (at.outputs[0].vector(shape.c), at.outputs[1].vector(shape.c));
+        let (map, shape) = (at.inputs[0], at.inputs[0].shape);
         let Lanes { lanes, groups, .. } = Lanes::new(shape.c);
         let (chunk_rows, chunks) = chunks(shape);
-        let mut slots = Slots::default();
-        let params = StatisticsParams {
-            blocks: (chunks * groups) as u32,
-            rows: shape.rows() as u32,
-            channels: shape.c as u32,
-            lanes: lanes as u32,
-            groups: groups as u32,
-            chunks: chunks as u32,
-            chunk_rows: chunk_rows as u32,
-            map_stride: at.inputs[0].row_stride,
-            map: slots.reads(at.inputs[0]),
-            mean: slots.writes(mean),
-            variance: slots.writes(var),
-            partial: slots.writes(at.scratch),
-        };
-        let launch = |kernel, wide, params: StatisticsParams| Launch {
-            source: "statistics",
-            kernel,
-            wide,
-            grid: grid(params.blocks as usize),
-            params: bytemuck::bytes_of(&params).to_vec(),
-            table: Vec::new(),
-            pages: slots.pages.clone(),
-            block: BLOCK,
-        };
-        vec![
-            launch("statistics_partial", at.inputs[0].wide(), params),
-            launch("statistics_fold", mean.wide() && var.wide(), StatisticsParams { blocks: groups as u32, ..params }),
-        ]
+        let mut launches = jobs::launches("statistics", "statistics_partial", &[map], |map, slots| {
+            let record = StatisticsJob {
+                rows: shape.rows() as u32,
+                channels: shape.c as u32,
+                lanes: lanes as u32,
+                groups: groups as u32,
+                chunk_rows: chunk_rows as u32,
+                map_stride: map.row_stride,
+                map: slots.reads(*map),
+                partial: slots.writes(at.scratch),
+                ..Default::default()
+            };
+            Job { records: vec![record], blocks: chunks * groups, wide: map.wide() }
+        });
+        let moments = fold::Moments { partial: at.scratch, chunks, mean: at.outputs[0], variance: at.outputs[1] };
+        launches.extend(fold::moments(&[moments]));
+        launches
     }
 }
