@@ -18,6 +18,7 @@
 //! To give an op its launches: implement [`Lower`] in `ops/launch/<family>.rs`, name it in [`Op::lower`], write the
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
+pub mod augment;
 pub mod mixture;
 pub mod norm;
 
@@ -159,6 +160,8 @@ impl Op {
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
+            Self::Augment(op) => Some(op),
+            Self::DropMask(op) => Some(op),
             _ => None,
         }
     }
