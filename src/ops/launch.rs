@@ -19,6 +19,7 @@
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
 pub mod augment;
+pub mod folded;
 pub mod mixture;
 pub mod norm;
 
@@ -162,6 +163,7 @@ impl Op {
             Self::Statistics(op) => Some(op),
             Self::Augment(op) => Some(op),
             Self::DropMask(op) => Some(op),
+            Self::Folded(op) => Some(op),
             _ => None,
         }
     }

@@ -4,9 +4,10 @@
 use supernet::device::source::{COMMON, SOURCES, Source, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
+use supernet::ops::launch::folded::FoldedParams;
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsParams;
-use supernet::ops::launch::{PAGES, Record, augment, mixture, norm};
+use supernet::ops::launch::{PAGES, Record, augment, folded, mixture, norm};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
 fn fields(text: &str, name: &str, end: char, split: impl Fn(&str) -> (&str, &str)) -> Vec<(String, String)> {
@@ -49,6 +50,7 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<AugmentParams>(source("augment"));
     compare::<AugmentQuad>(source("augment"));
     compare::<DropMaskParams>(source("augment"));
+    compare::<FoldedParams>(source("folded"));
     compare::<StatisticsParams>(source("statistics"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
@@ -66,6 +68,16 @@ fn records_have_the_same_fields_in_all_three_languages() {
     {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("augment").cuda.contains(&cuda) && source("augment").shader.contains(&wgsl), "{name}");
+    }
+    for (name, value) in [
+        ("RELU6", folded::RELU6),
+        ("RESIDUAL", folded::RESIDUAL),
+        ("ACCUMULATE", folded::ACCUMULATE),
+        ("RUN", folded::RUN as u32),
+        ("TILE", folded::TILE as u32),
+    ] {
+        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+        assert!(source("folded").cuda.contains(&cuda) && source("folded").shader.contains(&wgsl), "{name}");
     }
     assert!(source("augment").shader.contains(&format!("const TABLE: u32 = {};", augment::TABLE)));
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
