@@ -24,7 +24,7 @@ macro_rules! sources {
     };
 }
 
-sources! { "augment", "folded", "mixture", "statistics" }
+sources! { "augment", "elementary", "folded", "mixture", "statistics" }
 
 /// The header that every CUDA source includes.
 pub const COMMON: &str = include_str!("../../kernels/common.cuh");

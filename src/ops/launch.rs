@@ -19,6 +19,7 @@
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
 pub mod augment;
+pub mod elementary;
 pub mod folded;
 pub mod mixture;
 pub mod norm;
@@ -164,6 +165,14 @@ impl Op {
             Self::Augment(op) => Some(op),
             Self::DropMask(op) => Some(op),
             Self::Folded(op) => Some(op),
+            Self::Relu(op) => Some(op),
+            Self::ReluBackward(op) => Some(op),
+            Self::Scale(op) => Some(op),
+            Self::ScaleBackward(op) => Some(op),
+            Self::BatchNorm(op) => Some(op),
+            Self::BatchNormBackward(op) => Some(op),
+            Self::Depthwise(op) => Some(op),
+            Self::DepthwiseBackward(op) => Some(op),
             _ => None,
         }
     }

@@ -219,5 +219,6 @@ pub fn all() -> Vec<Case> {
     cases.push(mixture("many chunks", large, &[weighted(affine, 0), masked(weighted(batch, 1), 0)]));
     cases.extend(super::augment_cases::all());
     cases.extend(super::folded_cases::all());
+    cases.extend(super::elementary_cases::all());
     cases
 }

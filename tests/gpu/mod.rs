@@ -8,6 +8,7 @@ mod augment_cases;
 mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
+mod elementary_cases;
 mod folded_cases;
 mod harness;
 mod nvrtc;

@@ -4,6 +4,7 @@
 use supernet::device::source::{COMMON, SOURCES, Source, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
+use supernet::ops::launch::elementary::ElementaryParams;
 use supernet::ops::launch::folded::FoldedParams;
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsParams;
@@ -51,6 +52,7 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<AugmentQuad>(source("augment"));
     compare::<DropMaskParams>(source("augment"));
     compare::<FoldedParams>(source("folded"));
+    compare::<ElementaryParams>(source("elementary"));
     compare::<StatisticsParams>(source("statistics"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
