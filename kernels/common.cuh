@@ -162,3 +162,28 @@ __device__ inline void store_moments(float* chunk, const Moments& m, unsigned ch
     store4(chunk + padded(channels) + channel, m.m2, 4);
     if (channel == 0) store4(chunk + 2 * padded(channels), quad(m.count), 4);
 }
+
+// The four words of one draw.
+struct Words {
+    unsigned x, y, z, w;
+};
+
+__device__ inline unsigned mulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
+
+// Philox4x32-10, bit by bit as in src/random.rs.
+__device__ inline Words philox(Words counter, unsigned key_low, unsigned key_high) {
+    Words x = counter;
+    for (unsigned round = 0; round < 10; round++) {
+        const unsigned a = 0xD2511F53u, b = 0xCD9E8D57u;
+        x = {mulhi(b, x.z) ^ x.y ^ key_low, b * x.z, mulhi(a, x.x) ^ x.w ^ key_high, a * x.x};
+        key_low += 0x9E3779B9u;
+        key_high += 0xBB67AE85u;
+    }
+    return x;
+}
+
+// A word as a number in [0, 1): its top 24 bits.
+__device__ inline float uniform_of(unsigned word) { return float(word >> 8) * (1.0f / 16777216.0f); }
+
+// A word as an integer below n.
+__device__ inline unsigned below(unsigned word, unsigned n) { return mulhi(word, n); }

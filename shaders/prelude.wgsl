@@ -129,4 +129,37 @@ fn store_moments(chunk: Spot, m: Moments, channels: u32, channel: u32) {
     if channel == 0u {
         store4(ahead(chunk, 2u * padded(channels)), quad(m.count), 4u);
     }
+
+// High word of a product, from products of halves: WGSL has no 64-bit integers.
+fn mulhi(a: u32, b: u32) -> u32 {
+    let a0 = a & 0xffffu;
+    let a1 = a >> 16u;
+    let b0 = b & 0xffffu;
+    let b1 = b >> 16u;
+    let middle = a1 * b0 + ((a0 * b0) >> 16u);
+    let cross = a0 * b1 + (middle & 0xffffu);
+    return a1 * b1 + (middle >> 16u) + (cross >> 16u);
+}
+
+// Philox4x32-10, bit by bit as in src/random.rs.
+fn philox(counter: vec4<u32>, key_low: u32, key_high: u32) -> vec4<u32> {
+    let a = 0xD2511F53u;
+    let b = 0xCD9E8D57u;
+    var x = counter;
+    var key = vec2<u32>(key_low, key_high);
+    for (var round = 0u; round < 10u; round++) {
+        x = vec4<u32>(mulhi(b, x.z) ^ x.y ^ key.x, b * x.z, mulhi(a, x.x) ^ x.w ^ key.y, a * x.x);
+        key += vec2<u32>(0x9E3779B9u, 0xBB67AE85u);
+    }
+    return x;
+}
+
+// A word as a number in [0, 1): its top 24 bits.
+fn uniform_of(word: u32) -> f32 {
+    return f32(word >> 8u) * (1.0 / 16777216.0);
+}
+
+// A word as an integer below n.
+fn below(word: u32, n: u32) -> u32 {
+    return mulhi(word, n);
 }

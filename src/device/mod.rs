@@ -3,6 +3,7 @@
 
 pub mod cpu;
 mod memory;
+pub mod pages;
 pub mod reference;
 pub mod source;
 pub mod view;

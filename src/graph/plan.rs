@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::{Graph, Node, Root, StoreLayout, Tensor};
+use super::{Graph, Node, Root, Shape, StoreLayout, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::Cost;
 
@@ -16,7 +16,9 @@ pub struct Program {
     /// Name, for messages and profiles.
     pub name: String,
     pub(crate) graph: Graph,
-    /// Placement of the arena tensors.
+    /// Tensors that stay readable after a replay.
+    pub(crate) results: Vec<Tensor>,
+    /// Placement of the arena tensors in one piece, with the scratch of the CPU's kernels.
     pub plan: Plan,
 }
 
@@ -46,8 +48,12 @@ impl Program {
         }
         let mut keep = live.iter();
         graph.nodes.retain(|_| *keep.next().expect("one flag a node"));
-        let plan = Plan::new(&graph, results);
-        Self { name: name.into(), graph, plan }
+        let scratch = |node: &Node| {
+            let (inputs, outputs) = node.shapes(&graph);
+            node.op.scratch(&inputs, &outputs)
+        };
+        let plan = Plan::new(&graph, results, usize::MAX, scratch);
+        Self { name: name.into(), graph, results: results.to_vec(), plan }
     }
 
     /// The ops, in order of execution.
@@ -81,9 +87,14 @@ impl Program {
 impl Node {
     /// Cost of the op at its shapes.
     pub fn cost(&self, graph: &Graph) -> Cost {
-        let inputs: Vec<_> = self.inputs.iter().map(|&t| graph.shape(t)).collect();
-        let outputs: Vec<_> = self.outputs.iter().map(|o| graph.shape(o.tensor)).collect();
+        let (inputs, outputs) = self.shapes(graph);
         self.op.cost(&inputs, &outputs)
+    }
+
+    /// Shapes of inputs and outputs.
+    pub fn shapes(&self, graph: &Graph) -> (Vec<Shape>, Vec<Shape>) {
+        let inputs = self.inputs.iter().map(|&t| graph.shape(t)).collect();
+        (inputs, self.outputs.iter().map(|o| graph.shape(o.tensor)).collect())
     }
 }
 
@@ -95,7 +106,8 @@ struct Block {
 }
 
 impl Plan {
-    fn new(graph: &Graph, results: &[Tensor]) -> Self {
+    /// Places everything so that no tensor and no scratch crosses a multiple of `page` elements; each is to fit one page.
+    pub(crate) fn new(graph: &Graph, results: &[Tensor], page: usize, scratch_of: impl Fn(&Node) -> usize) -> Self {
         let count = graph.infos.len();
         let mut first = vec![usize::MAX; count];
         let mut last = vec![0; count];
@@ -115,11 +127,6 @@ impl Plan {
             .filter(|&t| first[t] != usize::MAX && graph.infos[t].root == Root::Arena)
             .map(|t| (graph.infos[t].shape.len().next_multiple_of(ALIGNMENT), first[t], last[t], t))
             .collect();
-        let scratch_of = |node: &Node| {
-            let inputs: Vec<_> = node.inputs.iter().map(|&t| graph.shape(t)).collect();
-            let outputs: Vec<_> = node.outputs.iter().map(|o| graph.shape(o.tensor)).collect();
-            node.op.scratch(&inputs, &outputs)
-        };
         for (step, node) in graph.nodes.iter().enumerate() {
             let extent = scratch_of(node);
             if extent > 0 {
@@ -132,13 +139,14 @@ impl Plan {
         let mut scratch = vec![(0, 0); end];
         let mut arena = 0;
         for (extent, first, last, tensor) in order {
+            let within_page = |at: usize| if at / page < (at + extent - 1) / page { at.next_multiple_of(page) } else { at };
             let mut at = 0;
             // `placed` is sorted by start, so the first gap that fits is the lowest.
             for block in placed.iter().filter(|b| b.first <= last && first <= b.last) {
                 if block.start >= at + extent {
                     break;
                 }
-                at = at.max(block.end);
+                at = within_page(at.max(block.end));
             }
             let position = placed.partition_point(|b| b.start <= at);
             placed.insert(position, Block { start: at, end: at + extent, first, last });

@@ -69,7 +69,8 @@ pub struct Depthwise {
 }
 
 impl Depthwise {
-    fn branch(&self) -> Branch {
+    /// The same convolution as the branch of a fused one.
+    pub(super) fn branch(&self) -> Branch {
         let Self { kernel, dilation, stride } = *self;
         Branch { kernel, dilation, stride, norm: None, statistics: false }
     }

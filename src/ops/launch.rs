@@ -18,7 +18,10 @@
 //! To give an op its launches: implement [`Lower`] in `ops/launch/<family>.rs`, name it in [`Op::lower`], write the
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
+pub mod augment;
+pub mod elementary;
 pub mod fold;
+pub mod folded;
 pub mod jobs;
 pub mod merge;
 pub mod mixture;
@@ -176,6 +179,17 @@ impl Op {
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
+            Self::Augment(op) => Some(op),
+            Self::DropMask(op) => Some(op),
+            Self::Folded(op) => Some(op),
+            Self::Relu(op) => Some(op),
+            Self::ReluBackward(op) => Some(op),
+            Self::Scale(op) => Some(op),
+            Self::ScaleBackward(op) => Some(op),
+            Self::BatchNorm(op) => Some(op),
+            Self::BatchNormBackward(op) => Some(op),
+            Self::Depthwise(op) => Some(op),
+            Self::DepthwiseBackward(op) => Some(op),
             _ => None,
         }
     }

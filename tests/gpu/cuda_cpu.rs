@@ -164,5 +164,8 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("statistics", barrier, "const"), "a missing barrier");
     assert!(broken("mixture", condition, &format!("{condition} __syncthreads();")), "a divergent barrier");
     assert!(broken("statistics", "(a.count * share) * ", ""), "a wrong merge of moments");
+    assert!(broken("augment", "a.z >> 31", "a.w >> 31"), "the wrong word of a draw");
+    assert!(broken("folded", "p.left;", "p.top;"), "padding as if the map were square");
+    assert!(broken("elementary", "+ t[other * lanes]", "+ t[0]"), "a wrong partner in a reduction");
     assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
 }

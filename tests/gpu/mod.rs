@@ -4,9 +4,12 @@
 //! `scripts/ci_tools.sh` installs lavapipe and NVRTC. Where they are missing, their tests say so loudly and pass,
 //! unless `SUPERNET_REQUIRE_WGPU=1` or `SUPERNET_REQUIRE_NVRTC=1` is set.
 
+mod augment_cases;
 mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
+mod elementary_cases;
+mod folded_cases;
 mod harness;
 mod nvrtc;
 mod records;

@@ -2,10 +2,14 @@
 //! compares the declarations, and the entry points of kernels and shaders.
 
 use supernet::device::source::{COMMON, SOURCES, Source, source};
+use supernet::ops::augment::purpose;
+use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
+use supernet::ops::launch::elementary::ElementaryParams;
 use supernet::ops::launch::fold::{FoldMoments, FoldSums};
+use supernet::ops::launch::folded::FoldedParams;
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
-use supernet::ops::launch::{PAGES, Record, mixture, norm};
+use supernet::ops::launch::{PAGES, Record, augment, folded, mixture, norm};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
 fn fields(text: &str, name: &str, end: char, split: impl Fn(&str) -> (&str, &str)) -> Vec<(String, String)> {
@@ -48,6 +52,11 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<StatisticsJob>(source("statistics"));
     compare::<FoldMoments>(source("fold"));
     compare::<FoldSums>(source("fold"));
+    compare::<AugmentParams>(source("augment"));
+    compare::<AugmentQuad>(source("augment"));
+    compare::<DropMaskParams>(source("augment"));
+    compare::<FoldedParams>(source("folded"));
+    compare::<ElementaryParams>(source("elementary"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
     for (name, value) in FLAGS {
@@ -59,6 +68,23 @@ fn records_have_the_same_fields_in_all_three_languages() {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
     }
+    for (name, value) in
+        [("ROWS", augment::ROWS as u32), ("AUGMENT", purpose::AUGMENT), ("DROP_PATH", purpose::DROP_PATH)]
+    {
+        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+        assert!(source("augment").cuda.contains(&cuda) && source("augment").shader.contains(&wgsl), "{name}");
+    }
+    for (name, value) in [
+        ("RELU6", folded::RELU6),
+        ("RESIDUAL", folded::RESIDUAL),
+        ("ACCUMULATE", folded::ACCUMULATE),
+        ("RUN", folded::RUN as u32),
+        ("TILE", folded::TILE as u32),
+    ] {
+        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+        assert!(source("folded").cuda.contains(&cuda) && source("folded").shader.contains(&wgsl), "{name}");
+    }
+    assert!(source("augment").shader.contains(&format!("const TABLE: u32 = {};", augment::TABLE)));
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
 }

@@ -204,5 +204,8 @@ fn broken_shaders_are_noticed() {
     assert!(broken("(a.count * share) * ", ""), "a wrong merge of moments");
     assert!(broken("k < valid; k++", "k < 4u; k++"), "accesses beyond the last channel");
     assert!(broken("row / p.pixels", "row % p.pixels"), "the wrong image's factor");
+    assert!(broken(" + (cross >> 16u)", ""), "a lost carry of a draw");
+    assert!(broken("min(4u, inputs - i)", "4u"), "a product over more channels than there are");
+    assert!(broken("far % p.stride == 0u", "true"), "a gradient through pixels that a stride skips");
     assert!(broken("fn quad(", "fn quart("), "a shader that does not compile");
 }

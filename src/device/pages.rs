@@ -1,0 +1,157 @@
+//! Memory of a GPU as pages, and programs as launches on them: what the wgpu and the CUDA device share. A page is one
+//! buffer, no larger than the device binds at once; the store has pages of its own, the arena the ones behind them.
+
+use crate::error::{Error, Result};
+use crate::graph::plan::Plan;
+use crate::graph::{Graph, Node, Program, Root, Shape, State, StoreLayout, Tensor};
+use crate::ops::launch::merge::{Lowered, merge};
+use crate::ops::launch::{Launch, Place, Places};
+
+/// Elements to which states are rounded: 256 bytes, the strictest alignment of bindings and copies.
+const GRAIN: usize = 64;
+
+/// Where the states of a store lie.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// Page and first element of each state.
+    at: Vec<(u32, u32)>,
+    /// Elements of each page.
+    pub pages: Vec<usize>,
+    /// Most elements of a page.
+    pub page: usize,
+}
+
+impl Store {
+    /// Fills pages of at most `page` elements, a multiple of 64.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] naming a state that is larger than a page.
+    pub fn new(layout: &StoreLayout, page: usize) -> Result<Self> {
+        let (mut at, mut pages) = (Vec::new(), vec![0usize]);
+        for (name, state) in layout.iter() {
+            let len = state.shape.len().next_multiple_of(GRAIN).max(GRAIN);
+            check_page(len, page, || format!("state `{name}` {}", state.shape))?;
+            if pages[pages.len() - 1] + len > page {
+                pages.push(0);
+            }
+            let index = pages.len() - 1;
+            at.push((index as u32, pages[index] as u32));
+            pages[index] += len;
+        }
+        if layout.is_empty() {
+            pages[0] = GRAIN;
+        }
+        Ok(Self { at, pages, page })
+    }
+
+    /// Page and first element of a state.
+    pub fn place(&self, state: State) -> (u32, u32) {
+        self.at[state.id as usize]
+    }
+
+    /// Elements of each page of an arena.
+    pub fn arena_pages(&self, arena: usize) -> Vec<usize> {
+        let last = (arena % self.page).next_multiple_of(GRAIN);
+        let full = std::iter::repeat_n(self.page, arena / self.page);
+        full.chain((last > 0).then_some(last)).collect()
+    }
+}
+
+fn check_page(len: usize, page: usize, what: impl Fn() -> String) -> Result<()> {
+    if len <= page {
+        return Ok(());
+    }
+    let mib = |elements: usize| elements as f64 * 4.0 / (1024.0 * 1024.0);
+    Err(Error::Memory(format!(
+        "{} needs {:.1} MiB in one piece, but this device binds at most {:.1} MiB: lower --batch, --channels or --size, or \
+         use another device",
+        what(),
+        mib(len),
+        mib(page)
+    )))
+}
+
+/// A program placed in pages.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    plan: Plan,
+}
+
+fn scratch(graph: &Graph, node: &Node) -> usize {
+    let (inputs, outputs) = node.shapes(graph);
+    node.op.lower().map_or(0, |op| op.scratch(&inputs, &outputs))
+}
+
+impl Placed {
+    /// Places a program's tensors.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] naming a tensor that is larger than a page, [`Error::Usage`] naming an op without GPU kernels.
+    pub fn new(program: &Program, store: &Store) -> Result<Self> {
+        let graph = program.graph();
+        for node in program.nodes() {
+            let name = node.op.name();
+            if node.op.lower().is_none() {
+                return Err(Error::usage(format!("`{}`: op `{name}` has no GPU kernel; use --device cpu", program.name)));
+            }
+            check_page(scratch(graph, node), store.page, || format!("scratch of an op `{name}` of `{}`", program.name))?;
+            for output in &node.outputs {
+                let base = graph.info(graph.base(output.tensor));
+                let what = || format!("tensor `{}` {} of `{}`", base.name, base.shape, program.name);
+                check_page(base.shape.len(), store.page, what)?;
+            }
+        }
+        Ok(Self { plan: Plan::new(graph, &program.results, store.page, |node| scratch(graph, node)) })
+    }
+
+    /// Elements of the arena.
+    pub fn arena(&self) -> usize {
+        self.plan.arena
+    }
+
+    /// Where a tensor lies.
+    ///
+    /// # Panics
+    /// If the tensor belongs to an op that was dropped.
+    pub fn place(&self, program: &Program, store: &Store, tensor: Tensor) -> Place {
+        let graph = program.graph();
+        let info = graph.info(tensor);
+        let (page, start) = match graph.info(info.base).root {
+            Root::State(state) => store.place(state),
+            Root::Arena => {
+                let at = self.plan.offsets[info.base.index()].expect("every tensor of a live op is placed");
+                self.arena_place(store, at)
+            }
+        };
+        Place { page, offset: start + info.offset as u32, row_stride: info.row_stride as u32, shape: info.shape }
+    }
+
+    fn arena_place(&self, store: &Store, at: usize) -> (u32, u32) {
+        ((store.pages.len() + at / store.page) as u32, (at % store.page) as u32)
+    }
+
+    /// The launches of each op.
+    pub fn lower(&self, program: &Program, store: &Store) -> Vec<Lowered> {
+        let one = |(step, node): (usize, &Node)| {
+            let place = |tensor: Tensor| self.place(program, store, tensor);
+            let reads: Vec<Place> = node.inputs.iter().map(|&t| place(t)).collect();
+            let mut writes: Vec<Place> = node.outputs.iter().map(|o| place(o.tensor)).collect();
+            let accumulate: Vec<bool> = node.outputs.iter().map(|o| o.accumulate).collect();
+            let (at, extent) = self.plan.scratch[step];
+            let (page, offset) = self.arena_place(store, at);
+            let scratch = Place { page, offset, row_stride: extent as u32, shape: Shape::vector(extent) };
+            let places = Places { inputs: &reads, outputs: &writes, accumulate: &accumulate, scratch };
+            let launches = node.op.lower().map(|op| op.launches(&places)).unwrap_or_default();
+            if extent > 0 {
+                writes.push(scratch);
+            }
+            Lowered { launches, reads, writes }
+        };
+        program.nodes().iter().enumerate().map(one).collect()
+    }
+
+    /// All launches of a replay, merged where ops do not depend on each other.
+    pub fn launches(&self, program: &Program, store: &Store) -> Vec<Launch> {
+        merge(self.lower(program, store))
+    }
+}
