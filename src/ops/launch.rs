@@ -20,6 +20,7 @@
 
 pub mod mixture;
 pub mod norm;
+pub mod transport;
 
 use std::ops::Range;
 
@@ -159,6 +160,8 @@ impl Op {
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
+            Self::PairCost(op) => Some(op),
+            Self::Sinkhorn(op) => Some(op),
             _ => None,
         }
     }

@@ -217,5 +217,6 @@ pub fn all() -> Vec<Case> {
     cases.push(mixture("a sum", alone, &[plain, plain]));
     let large = Setting { shape: Shape::map(5, 30, 30, 64), ..setting };
     cases.push(mixture("many chunks", large, &[weighted(affine, 0), masked(weighted(batch, 1), 0)]));
+    cases.extend(super::transport_cases::all());
     cases
 }

@@ -10,6 +10,7 @@ mod cuda_cpu;
 mod harness;
 mod nvrtc;
 mod records;
+mod transport_cases;
 mod wgsl;
 
 use std::io::Write;

@@ -4,7 +4,8 @@
 use supernet::device::source::{COMMON, SOURCES, Source, source};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsParams;
-use supernet::ops::launch::{PAGES, Record, mixture, norm};
+use supernet::ops::launch::transport::{TransportParams, TransportProblem};
+use supernet::ops::launch::{PAGES, Record, mixture, norm, transport};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
 fn fields(text: &str, name: &str, end: char, split: impl Fn(&str) -> (&str, &str)) -> Vec<(String, String)> {
@@ -47,16 +48,24 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<StatisticsParams>(source("statistics"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
+    compare::<TransportParams>(source("transport"));
+    compare::<TransportProblem>(source("transport"));
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
     }
     // Constants that decide which rows a block covers.
-    for (stem, name, value) in [("statistics", "TILE", norm::TILE), ("mixture", "ROWS", mixture::ROWS)] {
+    for (stem, name, value) in [
+        ("statistics", "TILE", norm::TILE),
+        ("mixture", "ROWS", mixture::ROWS),
+        ("transport", "TILE", transport::TILE),
+        ("transport", "SIDE", transport::SIDE),
+    ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
     }
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
+    assert!(source("transport").shader.contains(&format!("const TABLE: u32 = {};", transport::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
 }
 
