@@ -26,6 +26,7 @@ pub mod jobs;
 pub mod merge;
 pub mod mixture;
 pub mod norm;
+pub mod transport;
 
 use std::ops::Range;
 
@@ -190,6 +191,8 @@ impl Op {
             Self::BatchNormBackward(op) => Some(op),
             Self::Depthwise(op) => Some(op),
             Self::DepthwiseBackward(op) => Some(op),
+            Self::PairCost(op) => Some(op),
+            Self::Sinkhorn(op) => Some(op),
             _ => None,
         }
     }

@@ -220,5 +220,6 @@ pub fn all() -> Vec<Case> {
     cases.extend(super::augment_cases::all());
     cases.extend(super::folded_cases::all());
     cases.extend(super::elementary_cases::all());
+    cases.extend(super::transport_cases::all());
     cases
 }

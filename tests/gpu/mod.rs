@@ -13,6 +13,7 @@ mod folded_cases;
 mod harness;
 mod nvrtc;
 mod records;
+mod transport_cases;
 mod wgsl;
 
 use std::io::Write;

@@ -9,7 +9,8 @@ use supernet::ops::launch::fold::{FoldMoments, FoldSums};
 use supernet::ops::launch::folded::FoldedParams;
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
-use supernet::ops::launch::{PAGES, Record, augment, folded, mixture, norm};
+use supernet::ops::launch::transport::{TransportParams, TransportProblem};
+use supernet::ops::launch::{PAGES, Record, augment, folded, mixture, norm, transport};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
 fn fields(text: &str, name: &str, end: char, split: impl Fn(&str) -> (&str, &str)) -> Vec<(String, String)> {
@@ -59,12 +60,19 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<ElementaryParams>(source("elementary"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
+    compare::<TransportParams>(source("transport"));
+    compare::<TransportProblem>(source("transport"));
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
     }
     // Constants that decide which rows a block covers.
-    for (stem, name, value) in [("statistics", "TILE", norm::TILE), ("mixture", "ROWS", mixture::ROWS)] {
+    for (stem, name, value) in [
+        ("statistics", "TILE", norm::TILE),
+        ("mixture", "ROWS", mixture::ROWS),
+        ("transport", "TILE", transport::TILE),
+        ("transport", "SIDE", transport::SIDE),
+    ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
     }
@@ -86,6 +94,7 @@ fn records_have_the_same_fields_in_all_three_languages() {
     }
     assert!(source("augment").shader.contains(&format!("const TABLE: u32 = {};", augment::TABLE)));
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
+    assert!(source("transport").shader.contains(&format!("const TABLE: u32 = {};", transport::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
 }
 
