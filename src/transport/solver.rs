@@ -382,10 +382,9 @@ impl<'a> Piece<'a> {
                 for row in 0..n {
                     let at = p.cost as usize + row * stride;
                     to[at..at + stride].fill(0.0);
-                    for (to, &c) in to[at..at + m].iter_mut().zip(&matrix[row * m..(row + 1) * m]) {
-                        *to = ((c - shift) * unit) as f32;
-                        largest = largest.max(to.abs());
-                    }
+                    let (to, from) = (&mut to[at..at + m], &matrix[row * m..(row + 1) * m]);
+                    to.iter_mut().zip(from).for_each(|(to, &c)| *to = ((c - shift) * unit) as f32);
+                    largest = to.iter().map(|c| c.abs()).fold(largest, f32::max);
                 }
                 self.units[i] = (unit, shift);
                 self.largest[i] = largest;
