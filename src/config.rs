@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::Geometry;
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::search::step::Order;
 
@@ -94,6 +95,9 @@ pub struct SearchConfig {
     pub weight_share: f64,
     /// First or second order.
     pub order: Order,
+    /// What computes. The processor goes unsaid, as in the settings of runs that knew no other.
+    #[serde(skip_serializing_if = "DeviceSpec::is_cpu")]
+    pub device: DeviceSpec,
     /// Threads; 0: all cores.
     pub threads: usize,
     /// Largest memory that the engine may take, in MiB.
@@ -152,6 +156,7 @@ impl Default for SearchConfig {
             train_images: None,
             weight_share: 0.5,
             order: Order::First,
+            device: DeviceSpec::Cpu,
             threads: 0,
             memory_limit: None,
             learning_rate: 0.025,
@@ -199,6 +204,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Use only this many training images, stratified.
     pub train_images: Option<usize>,
+    /// What computes. The processor goes unsaid, as in the settings of runs that knew no other.
+    #[serde(skip_serializing_if = "DeviceSpec::is_cpu")]
+    pub device: DeviceSpec,
     /// Threads; 0: all cores.
     pub threads: usize,
     /// Largest memory that the engine may take, in MiB.
@@ -242,6 +250,7 @@ impl Default for TrainConfig {
             batch: 96,
             seed: 0,
             train_images: None,
+            device: DeviceSpec::Cpu,
             threads: 0,
             memory_limit: None,
             learning_rate: 0.025,
@@ -327,6 +336,7 @@ impl SearchConfig {
     /// [`Error::Usage`] naming the key, the value and the rule.
     pub fn check(&self) -> Result<()> {
         let share = self.weight_share;
+        self.device.check()?;
         check(&geometry((self.channels, self.layers, self.epochs, self.batch), self.size))?;
         check(&[
             ("weight_share", share.to_string(), "between 0 and 1", share.is_finite() && share > 0.0 && share < 1.0),
@@ -357,6 +367,7 @@ impl TrainConfig {
     /// [`Error::Usage`] naming the key, the value and the rule.
     pub fn check(&self) -> Result<()> {
         let smoothing = self.label_smoothing;
+        self.device.check()?;
         check(&geometry((self.channels, self.layers, self.epochs, self.batch), self.size))?;
         check(&[
             rate("learning_rate", self.learning_rate),

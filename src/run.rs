@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
 use crate::data::{Batch, Dataset, Images, LoadOptions, Spec};
-use crate::device::cpu::{Cpu, Executable};
+use crate::device::{Device, Executable};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::search::step::{BatchStates, ModelStates};
@@ -184,12 +184,17 @@ pub fn load_dataset(
 }
 
 /// Copies a batch into its states; rows beyond the valid ones become padding.
-pub fn stage(cpu: &mut Cpu, states: &BatchStates, batch: &Batch) {
-    cpu.state_mut(states.pixels).copy_from_slice(&batch.pixels);
-    cpu.state_mut(states.index).copy_from_slice(&batch.indices);
-    let labels = cpu.state_mut(states.labels);
-    labels.copy_from_slice(&batch.labels);
-    labels[batch.rows..].fill(-1.0);
+///
+/// # Errors
+/// Those of [`Device::write`].
+pub fn stage(device: &mut Device, states: &BatchStates, batch: &Batch) -> Result<()> {
+    device.write(states.pixels, &batch.pixels)?;
+    device.write(states.index, &batch.indices)?;
+    device.write_with(states.labels, |labels| {
+        labels.copy_from_slice(&batch.labels);
+        labels[batch.rows..].fill(-1.0);
+        Ok(())
+    })
 }
 
 /// Mean loss, top-1 and top-5 accuracy of an epoch's sums.
@@ -215,43 +220,46 @@ impl Score {
 }
 
 /// Evaluates images with a prepared evaluation program.
+///
+/// # Errors
+/// Those of the device.
 pub fn evaluate(
-    cpu: &mut Cpu,
+    device: &mut Device,
     exe: &Executable,
     states: &BatchStates,
     sums: crate::graph::State,
     (images, order): (&Arc<Images>, Vec<u32>),
-) -> Score {
+) -> Result<Score> {
     let mut total = [0.0f64; 4];
     let mut loader = crate::data::Loader::padded(images.clone(), order, states.labels.shape.len(), 2);
     while let Some(batch) = loader.next() {
-        stage(cpu, states, &batch);
-        cpu.state_mut(sums).fill(0.0);
-        cpu.run(exe);
-        total.iter_mut().zip(cpu.state(sums)).for_each(|(t, &s)| *t += f64::from(s));
+        stage(device, states, &batch)?;
+        device.fill(sums, 0.0)?;
+        device.run(exe)?;
+        total.iter_mut().zip(device.read(sums)?.iter()).for_each(|(t, &s)| *t += f64::from(s));
         loader.recycle(batch);
     }
-    cpu.state_mut(sums).fill(0.0);
+    device.fill(sums, 0.0)?;
     let rows = total[3].max(1.0);
     let share = |i: usize| total[i] / rows;
-    Score { loss: share(0), accuracy: share(1), top5: share(2), images: total[3] as usize }
+    Ok(Score { loss: share(0), accuracy: share(1), top5: share(2), images: total[3] as usize })
 }
 
 /// Stops a run whose gradient was not finite, naming the step, the tensor and the last sound checkpoint.
 ///
 /// # Errors
-/// [`Error::NonFinite`] if the flag is raised.
+/// [`Error::NonFinite`] if the flag is raised, and those of the device.
 pub fn check_finite(
-    cpu: &mut Cpu,
+    device: &mut Device,
     exe: &Executable,
     states: &ModelStates,
     (epoch, step): (usize, usize),
     checkpoint: &Path,
 ) -> Result<()> {
-    if cpu.state(states.flag)[0] == 0.0 {
+    if !device.flag(states.flag)? {
         return Ok(());
     }
-    let what = cpu.find_non_finite(exe).unwrap_or_else(|| "the norm of a gradient overflowed".into());
+    let what = device.find_non_finite(exe)?.unwrap_or_else(|| "the norm of a gradient overflowed".into());
     let saved = if checkpoint.exists() {
         format!("the last sound state is {}", checkpoint.display())
     } else {

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use supernet::checkpoint::Checkpoint;
 use supernet::config::SearchConfig;
+use supernet::device::DeviceSpec;
 use supernet::embedding::{Embedder, Profile};
 use supernet::network::SearchSpace;
 use supernet::run::{Control, Silent, load_dataset};
@@ -26,7 +27,7 @@ fn chosen(warm_start: &str, target: &str) -> Choice {
     let target = load_dataset(target, Some((28, 28)), None, None, 0).unwrap();
     let stop = AtomicBool::new(false);
     let control = &mut Control { observer: &mut Silent, stop: &stop };
-    choose(warm_start, &Zoo::shipped().unwrap(), &space, &target, 2, &[], control).unwrap()
+    choose(warm_start, &Zoo::shipped().unwrap(), &space, &target, (DeviceSpec::Cpu, 2), &[], control).unwrap()
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn from_search_to_training_evaluation_and_export() {
     // A run goes on with its own settings only.
     refused(&search(&found, &["--resume", "--epochs", "3"]), 2, &["--epochs 3 contradicts", "epochs is 2"]);
     refused(&["search", "--out", text(&found), "--resume", "--seed", "9"], 2, &["--seed 9", "seed is 0"]);
-    json(&["search", "--out", text(&found), "--resume", "--threads", "2", "--epochs", "2"]);
+    json(&["search", "--out", text(&found), "--resume", "--threads", "2", "--device", "cpu", "--epochs", "2"]);
     refused(&["train", "--out", text(&found), "--resume"], 2, &["config.toml", "supernet train"]);
 
     // Checkpoints that are no trained network.
@@ -338,6 +338,7 @@ fn bad_settings_are_refused_with_their_names() {
     refused(&["search", "--out", text(&run), "--data", "builtin:imagenet"], 2, &["--data", "no such built-in"]);
     refused(&["data", "fashion"], 2, &["did you mean builtin:fashion?"]);
     refused(&["search", "--out", text(&run), "--order", "third"], 2, &["--order", "first or second"]);
+    refused(&search(&run, &["--device", "gpu"]), 2, &["--device", "cpu, wgpu, wgpu:N", "this build has cpu"]);
     refused(&["search"], 2, &["--out"]);
     refused(&["train", "--out", text(&run), "--genotype", "none.json"], 2, &["none.json"]);
     refused(&["search", "--out", text(&run), "--resume"], 2, &["holds no run"]);
@@ -348,6 +349,7 @@ fn bad_settings_are_refused_with_their_names() {
         refused(&["search", "--out", text(&run), "--config", text(&file)], 2, parts);
     };
     with("epoch = 3\n", &["settings.toml", "unknown field `epoch`"]);
+    with("device = \"gpu\"\n", &["settings.toml", "device `gpu`", "expected cpu"]);
     with("learning_rate = nan\n", &["settings.toml: learning_rate is NaN"]);
     with("epochs = \"many\"\n", &["settings.toml", "epochs"]);
     with("[search]\nepochs = 3\n", &["settings.toml", "search"]);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use supernet::checkpoint::{Checkpoint, Meta, Network, Source};
 use supernet::config::SearchConfig;
 use supernet::data::{Dataset, Geometry, Images, Normalisation};
+use supernet::device::DeviceSpec;
 use supernet::embedding::efficientnet::{Config, Stage};
 use supernet::embedding::{Coreset, Embedded, Embedder, Profile, Sample, Signature, cache, check_comparable, write};
 use supernet::network::{SearchSpace, Supernet};
@@ -64,7 +65,14 @@ fn points(embedder: &mut Embedder, dataset: &Dataset) -> Embedded {
 }
 
 fn tiny(threads: usize) -> Embedder {
-    Embedder::efficientnet("tiny", &TINY, &fixture("efficientnet_tiny"), Profile::Normalised, threads).unwrap()
+    Embedder::efficientnet(
+        "tiny",
+        &TINY,
+        &fixture("efficientnet_tiny"),
+        Profile::Normalised,
+        (DeviceSpec::Cpu, threads),
+    )
+    .unwrap()
 }
 
 /// An entry of random weights that saw images of `size`.
@@ -101,7 +109,7 @@ fn entry(size: Geometry, sources: usize) -> Entry {
 }
 
 fn trunk(entry: &Entry, threads: usize) -> Embedder {
-    zoo::embed::trunk(entry, Path::new("trunk"), Profile::Normalised, threads).unwrap()
+    zoo::embed::trunk(entry, Path::new("trunk"), Profile::Normalised, (DeviceSpec::Cpu, threads)).unwrap()
 }
 
 fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
@@ -130,7 +138,7 @@ fn features_equal_those_of_the_pytorch_port() {
         writeln!(std::io::stderr(), "{text}").unwrap();
         return;
     };
-    let mut lite0 = Embedder::efficientnet_lite0(Path::new(&path), Profile::Normalised, 2).unwrap();
+    let mut lite0 = Embedder::efficientnet_lite0(Path::new(&path), Profile::Normalised, (DeviceSpec::Cpu, 2)).unwrap();
     let found = points(&mut lite0, &dataset(3, square(224, 3)));
     assert_eq!((found.dim, found.len()), (1280, 3));
     assert_close(&found.points, expected.find("lite0/features").unwrap().1, 1e-4);
@@ -248,19 +256,22 @@ fn whatever_points_depend_on_is_in_the_key() {
 #[test]
 fn embedders_that_cannot_work_are_refused() {
     let weights = fixture("efficientnet_tiny");
-    let paper = Embedder::efficientnet("tiny", &TINY, &weights, Profile::Paper, 1);
+    let paper = Embedder::efficientnet("tiny", &TINY, &weights, Profile::Paper, (DeviceSpec::Cpu, 1));
     refused(paper.map(|_| ()), &["paper", "saturates", "normalised"]);
     let own = entry(square(8, 3), 1);
-    refused(zoo::embed::trunk(&own, Path::new("t"), Profile::Paper, 1).map(|_| ()), &["paper", "normalised"]);
-    let lite0 = Embedder::efficientnet_lite0(&weights, Profile::Normalised, 1);
+    refused(
+        zoo::embed::trunk(&own, Path::new("t"), Profile::Paper, (DeviceSpec::Cpu, 1)).map(|_| ()),
+        &["paper", "normalised"],
+    );
+    let lite0 = Embedder::efficientnet_lite0(&weights, Profile::Normalised, (DeviceSpec::Cpu, 1));
     refused(lite0.map(|_| ()), &["efficientnet_tiny", "_conv_stem.weight", "[8, 3, 3, 3]", "[32, 3, 3, 3]"]);
     refused(
-        Embedder::efficientnet_lite0(&fixture("efficientnet"), Profile::Normalised, 1).map(|_| ()),
+        Embedder::efficientnet_lite0(&fixture("efficientnet"), Profile::Normalised, (DeviceSpec::Cpu, 1)).map(|_| ()),
         &["efficientnet.safetensors", "no tensor `_conv_stem.weight`"],
     );
     let (folder, path) = (folder("weights"), |folder: &Path| folder.join("weights.safetensors"));
     std::fs::write(path(&folder), b"no safetensors").unwrap();
-    let text = Embedder::efficientnet("tiny", &TINY, &path(&folder), Profile::Normalised, 1);
+    let text = Embedder::efficientnet("tiny", &TINY, &path(&folder), Profile::Normalised, (DeviceSpec::Cpu, 1));
     refused(text.map(|_| ()), &["weights.safetensors", "no safetensors file"]);
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use supernet::Error;
 use supernet::checkpoint::Checkpoint;
 use supernet::config::{SearchConfig, TrainConfig};
+use supernet::device::DeviceSpec;
 use supernet::run::{Control, Observer, Silent};
 use supernet::search::search;
 use supernet::search::step::Order;
@@ -152,7 +153,7 @@ fn a_training_resumes_to_the_same_bits_and_evaluates_as_it_said() {
     let out = folder("train-evaluate");
     let stop = AtomicBool::new(false);
     let report = train(&config, &out, false, &mut Control { observer: &mut Silent, stop: &stop }).unwrap();
-    let again = evaluate(&out.join("checkpoint.safetensors"), "builtin:fashion", 1).unwrap();
+    let again = evaluate(&out.join("checkpoint.safetensors"), "builtin:fashion", (DeviceSpec::Cpu, 1)).unwrap();
     assert_eq!(again.images, 2000);
     assert!((again.accuracy - report.test_accuracy).abs() < 1e-9, "{} {}", again.accuracy, report.test_accuracy);
 }

@@ -9,11 +9,11 @@ use serde::Serialize;
 use super::measure::{self, Effort, Times};
 use super::report::{Measured, Report};
 use crate::data::{Batch, Geometry, Images, Loader, Normalisation, permutation};
-use crate::device::cpu::{Cpu, Executable};
+use crate::device::Executable;
+use crate::device::cpu::Cpu;
 use crate::error::Result;
 use crate::graph::{Graph, Program, Shape, StoreLayout};
 use crate::machine::Machine;
-use crate::run;
 use crate::search::step::{BatchStates, InputPipeline};
 
 /// Images of CIFAR's size that are staged.
@@ -43,6 +43,15 @@ pub type LoaderReport = Report<Rate, LoaderDetails>;
 fn rate(name: &str, images: usize, times: Times) -> Rate {
     let measured = Measured { name: name.into(), times };
     Rate { measured, images, images_per_second: images as f64 / (times.milliseconds * 1e-3).max(f64::MIN_POSITIVE) }
+}
+
+/// Copies a full batch into its states.
+pub(super) fn put(cpu: &mut Cpu, states: &BatchStates, batch: &Batch) {
+    for (state, values) in
+        [(states.pixels, &batch.pixels), (states.labels, &batch.labels), (states.index, &batch.indices)]
+    {
+        cpu.state_mut(state).copy_from_slice(values);
+    }
 }
 
 /// Synthetic images on their way to the engine.
@@ -91,7 +100,7 @@ impl Feed {
     }
 
     fn augment_batch(&mut self, batch: &Batch) {
-        run::stage(&mut self.cpu, &self.states, batch);
+        put(&mut self.cpu, &self.states, batch);
         self.cpu.run(&self.exe);
     }
 

@@ -6,11 +6,13 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::ceiling::Ceilings;
+use super::loader::put;
 use super::measure::Times;
 use super::report::{Measured, Report};
 use crate::config::{SearchConfig, TrainConfig};
 use crate::data::{Batch, Geometry, Normalisation};
-use crate::device::cpu::{Cpu, Executable};
+use crate::device::Executable;
+use crate::device::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::graph::{Program, State};
 use crate::machine::Machine;
@@ -158,7 +160,9 @@ impl Subject {
                 config.check()?;
                 let mut setup = crate::search::run::Setup::new(config, &[(classes, norm)], size, config.batch)?;
                 let mut cpu = Cpu::new(&setup.layout, threads)?;
-                setup.initialise(&mut cpu, config.seed);
+                for (state, values) in setup.initial(config.seed) {
+                    cpu.state_mut(state).copy_from_slice(&values);
+                }
                 let task = setup.tasks.remove(0);
                 let s = task.states;
                 cpu.state_mut(s.model.rate)[0] = config.learning_rate as f32;
@@ -170,7 +174,9 @@ impl Subject {
                 config.check()?;
                 let setup = crate::train::run::Setup::new(config, classes, size, config.batch, norm)?;
                 let mut cpu = Cpu::new(&setup.layout, threads)?;
-                setup.initialise(&mut cpu, config.seed);
+                for (state, values) in setup.initial(config.seed) {
+                    cpu.state_mut(state).copy_from_slice(&values);
+                }
                 let s = setup.states;
                 cpu.state_mut(s.model.rate)[0] = config.learning_rate as f32;
                 cpu.state_mut(s.drop_path)[0] = config.drop_path as f32;
@@ -241,7 +247,7 @@ fn stage(cpu: &mut Cpu, parts: &[BatchStates], classes: usize, seed: u64) {
         let pixels = (0..states.pixels.shape.len()).map(|i| (stream.block(0, i as u32)[0] >> 24) as f32).collect();
         let labels = (0..rows).map(|i| (i % classes) as f32).collect();
         let indices = (0..rows).map(|i| i as f32).collect();
-        run::stage(cpu, states, &Batch { pixels, labels, indices, rows });
+        put(cpu, states, &Batch { pixels, labels, indices, rows });
     }
 }
 

@@ -102,6 +102,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         epsilon: arguments.epsilon_relative,
         lambda_x: arguments.lambda_x,
         lambda_y: arguments.lambda_y,
+        device: flags.device(),
         threads: flags.threads(),
         ..OtddOptions::default()
     };

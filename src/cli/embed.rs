@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use supernet::data::Geometry;
+use supernet::device::DeviceSpec;
 use supernet::embedding::{Embedder, Profile, Sample, Signature, write};
 use supernet::run::{self, Observer};
 use supernet::zoo::{self, Zoo};
@@ -79,6 +80,9 @@ pub struct EmbedderFlags {
     /// Zoo entry whose trunk is the embedder `zoo` [default: that of the most datasets].
     #[arg(long, value_name = "ENTRY")]
     trunk: Option<String>,
+    /// What computes: cpu, wgpu or cuda, the latter two with :N where there are several.
+    #[arg(long, value_name = "DEVICE", value_parser = parse::device, default_value = "cpu")]
+    device: DeviceSpec,
     /// Threads; 0 for all cores.
     #[arg(long, value_name = "T", default_value_t = 0)]
     threads: u16,
@@ -87,7 +91,7 @@ pub struct EmbedderFlags {
 impl EmbedderFlags {
     /// Makes an embedder; refuses flags that it would ignore.
     pub fn embedder(&self, choice: Choice, folder: &Zoo) -> Result<Embedder> {
-        let threads = self.threads();
+        let on = (self.device, self.threads());
         match choice {
             Choice::Pixels => Ok(Embedder::pixels(self.embedder_size.unwrap_or(Embedder::PIXELS), self.profile)),
             Choice::Zoo => {
@@ -101,7 +105,7 @@ impl EmbedderFlags {
                     })?,
                 };
                 let name = name.as_str();
-                zoo::embed::trunk(&folder.load(name)?, &folder.file(name), self.profile, threads)
+                zoo::embed::trunk(&folder.load(name)?, &folder.file(name), self.profile, on)
             }
             Choice::EfficientNetLite0 => {
                 let cached = || self.cached_weights();
@@ -114,7 +118,7 @@ impl EmbedderFlags {
                          scripts/convert_efficientnet.py, or name the file (--embedder-weights FILE)"
                     ))
                 })?;
-                Embedder::efficientnet_lite0(&path, self.profile, threads)
+                Embedder::efficientnet_lite0(&path, self.profile, on)
             }
         }
     }
@@ -151,6 +155,11 @@ impl EmbedderFlags {
     /// Where the weights of efficientnet-lite0 lie unless a file is named.
     fn cached_weights(&self) -> Option<PathBuf> {
         run::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"))
+    }
+
+    /// The device of the engine.
+    pub fn device(&self) -> DeviceSpec {
+        self.device
     }
 
     /// Threads of the engine.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use supernet::Result;
+use supernet::device::DeviceSpec;
 use supernet::train::run::evaluate;
 
 use super::output::{self, Lines, percent};
@@ -24,6 +25,9 @@ pub struct Arguments {
     /// Dataset with the classes that the network was trained for.
     #[arg(long, value_name = "SPEC", value_parser = parse::spec)]
     data: String,
+    /// What computes: cpu, wgpu or cuda, the latter two with :N where there are several.
+    #[arg(long, value_name = "DEVICE", value_parser = parse::device, default_value = "cpu")]
+    device: DeviceSpec,
     /// Threads; 0 for all cores.
     #[arg(long, value_name = "T", default_value_t = 0)]
     threads: u16,
@@ -32,7 +36,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let threads = usize::from(arguments.threads);
     folder::limit_threads(threads)?;
-    let report = evaluate(&arguments.checkpoint, &arguments.data, threads)?;
+    let report = evaluate(&arguments.checkpoint, &arguments.data, (arguments.device, threads))?;
     output::print(json, &report, |report| {
         Lines::default()
             .add("accuracy", percent(report.accuracy))

@@ -6,14 +6,15 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use supernet::data::{Matrix, read_matrix};
+use supernet::device::DeviceSpec;
 use supernet::run::threads;
 use supernet::transport::{
     Cloud, Costs, Domain, Epsilon, Options, Points, Problem, Schedule, Solution, Values, divergences, solve,
 };
 use supernet::{Error, Result};
 
-use super::folder;
 use super::output::{self, Lines};
+use super::{folder, parse};
 
 const AFTER_HELP: &str = "\
 Files are NumPy's: np.save of float32, float64 or integers, one point a row. The optimal cost lies between `lower` and
@@ -58,6 +59,9 @@ pub struct Arguments {
     /// Also the Sinkhorn divergence, which is zero between equal sets.
     #[arg(long, conflicts_with = "cost")]
     debiased: bool,
+    /// What computes: cpu, wgpu or cuda, the latter two with :N where there are several.
+    #[arg(long, value_name = "DEVICE", value_parser = parse::device, default_value = "cpu")]
+    device: DeviceSpec,
     /// Threads; 0 for all cores.
     #[arg(long, value_name = "T", default_value_t = 0)]
     threads: u16,
@@ -137,6 +141,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
             DomainName::Log => Domain::Log,
             DomainName::Kernel => Domain::Kernel,
         },
+        device: arguments.device,
         threads: threads(count),
         ..Options::default()
     };

@@ -2,6 +2,7 @@
 
 use supernet::config::AlphaTransfer;
 use supernet::data::{Geometry, Spec};
+use supernet::device::DeviceSpec;
 use supernet::embedding::Profile;
 use supernet::experiment::protocol::Shard;
 use supernet::search::step::Order;
@@ -35,6 +36,11 @@ pub fn geometry(text: &str) -> Result<Geometry, String> {
 /// A dataset, kept as text.
 pub fn spec(text: &str) -> Result<String, String> {
     text.parse::<Spec>().map(|spec| spec.to_string()).map_err(|error| error.to_string())
+}
+
+/// A device that this build has.
+pub fn device(text: &str) -> Result<DeviceSpec, String> {
+    text.parse::<DeviceSpec>().map_err(|error| error.to_string())
 }
 
 /// An embedder.

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use supernet::config::{SearchConfig, TrainConfig};
+use supernet::device::DeviceSpec;
 use supernet::network::Genotype;
 use supernet::search::step::Order;
 use supernet::{Error, Result};
@@ -44,6 +45,10 @@ pub struct CommonFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     train_images: Option<u32>,
+    /// What computes: cpu, wgpu or cuda, the latter two with :N where there are several [default: cpu]
+    #[arg(long, value_name = "DEVICE", value_parser = parse::device)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceSpec>,
     /// Threads; 0 for all cores. Results do not depend on it.
     #[arg(long, value_name = "T")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -216,7 +221,8 @@ pub struct TrainFlags {
 pub trait Settings: Serialize + DeserializeOwned + Default {
     /// The command that they belong to.
     const COMMAND: &'static str;
-    /// Settings that a resumed run may change: its results do not depend on them, or the checkpoint itself tells.
+    /// Settings that a resumed run may change: its results do not depend on them (but for the rounding of another device),
+    /// or the checkpoint itself tells.
     const FREE: &'static [&'static str];
     /// Refuses values that make no sense.
     fn check(&self) -> Result<()>;
@@ -224,7 +230,7 @@ pub trait Settings: Serialize + DeserializeOwned + Default {
 
 impl Settings for SearchConfig {
     const COMMAND: &'static str = "search";
-    const FREE: &'static [&'static str] = &["threads", "memory_limit", "checkpoint_steps"];
+    const FREE: &'static [&'static str] = &["device", "threads", "memory_limit", "checkpoint_steps"];
 
     fn check(&self) -> Result<()> {
         self.check()
@@ -233,7 +239,7 @@ impl Settings for SearchConfig {
 
 impl Settings for TrainConfig {
     const COMMAND: &'static str = "train";
-    const FREE: &'static [&'static str] = &["threads", "memory_limit", "checkpoint_steps", "genotype"];
+    const FREE: &'static [&'static str] = &["device", "threads", "memory_limit", "checkpoint_steps", "genotype"];
 
     fn check(&self) -> Result<()> {
         self.check()?;

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::Executable;
 use super::memory::{Block, GRAIN};
 use super::view::View;
 use crate::cpu::kernel::{Context, Kernel, Launch, lower};
@@ -34,20 +35,6 @@ pub struct Cpu {
 struct Prepared {
     program: Arc<Program>,
     kernels: Vec<Box<dyn Kernel>>,
-}
-
-/// A program that a [`Cpu`] has prepared; runs on that device only.
-#[derive(Clone, Debug)]
-pub struct Executable {
-    index: usize,
-    program: Arc<Program>,
-}
-
-impl Executable {
-    /// The program behind it.
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
 }
 
 /// A kind of op, the seconds it takes in a replay, and how many of it the program has.

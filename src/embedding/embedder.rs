@@ -6,7 +6,7 @@ use std::path::Path;
 use super::convnet::ConvNet;
 use super::{Embedded, Profile, Signature, cache, efficientnet};
 use crate::data::{Dataset, Geometry, Images, Normalisation, stratified_subset};
-use crate::device::cpu::{Cpu, Executable};
+use crate::device::{Device, DeviceSpec, Executable};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Program, Shape, State, StoreLayout, Tensor};
 use crate::network::{Pass, Supernet};
@@ -31,7 +31,8 @@ pub struct Sample {
 /// What turns images into points.
 pub struct Embedder {
     signature: Signature,
-    threads: usize,
+    /// The device, and the threads of the processor.
+    on: (DeviceSpec, usize),
     network: Option<Network>,
     runner: Option<Runner>,
 }
@@ -60,7 +61,7 @@ pub struct Trunk {
 
 /// A device with the recorded program.
 struct Runner {
-    cpu: Cpu,
+    device: Device,
     exe: Executable,
     pixels: State,
     features: Tensor,
@@ -76,14 +77,15 @@ impl Embedder {
     /// The pixels themselves: 0 to 255 in the profile `paper`, scaled to -1..1 (`x / 127.5 - 1`) in `normalised`.
     pub fn pixels(size: Geometry, profile: Profile) -> Self {
         let signature = Signature { embedder: "pixels".into(), weights: String::new(), size, profile };
-        Self { signature, threads: 1, network: None, runner: None }
+        Self { signature, on: (DeviceSpec::Cpu, 1), network: None, runner: None }
     }
 
-    /// The trunk of a supernet in evaluation mode: means of its last maps.
+    /// The trunk of a supernet in evaluation mode: means of its last maps. `on`: the device, and the threads of the
+    /// processor.
     ///
     /// # Errors
     /// [`Error::Usage`] for the profile `paper`.
-    pub fn trunk(trunk: Trunk, profile: Profile, threads: usize) -> Result<Self> {
+    pub fn trunk(trunk: Trunk, profile: Profile, on: (DeviceSpec, usize)) -> Result<Self> {
         if profile == Profile::Paper {
             return Err(Error::usage(
                 "profile paper feeds pixels of 0 to 255, but the running statistics of a zoo entry are those of \
@@ -92,7 +94,7 @@ impl Embedder {
         }
         let (weights, size) = (trunk.hash.clone(), trunk.network.size);
         let signature = Signature { embedder: "zoo".into(), weights, size, profile };
-        Ok(Self { signature, threads, network: Some(Network::Trunk(Box::new(trunk))), runner: None })
+        Ok(Self { signature, on, network: Some(Network::Trunk(Box::new(trunk))), runner: None })
     }
 
     /// EfficientNet-Lite0 with the weights of a file: its pooled 1,280 features.
@@ -100,8 +102,8 @@ impl Embedder {
     /// # Errors
     /// [`Error::Usage`] for the profile `paper`, [`Error::Io`] if the file cannot be read, [`Error::Input`] naming a
     /// tensor that it lacks.
-    pub fn efficientnet_lite0(path: &Path, profile: Profile, threads: usize) -> Result<Self> {
-        Self::efficientnet("efficientnet-lite0", &efficientnet::LITE0, path, profile, threads)
+    pub fn efficientnet_lite0(path: &Path, profile: Profile, on: (DeviceSpec, usize)) -> Result<Self> {
+        Self::efficientnet("efficientnet-lite0", &efficientnet::LITE0, path, profile, on)
     }
 
     /// A network of EfficientNet-Lite's blocks under a name of its own.
@@ -113,7 +115,7 @@ impl Embedder {
         config: &efficientnet::Config,
         path: &Path,
         profile: Profile,
-        threads: usize,
+        on: (DeviceSpec, usize),
     ) -> Result<Self> {
         if profile == Profile::Paper {
             return Err(Error::usage(format!(
@@ -127,7 +129,7 @@ impl Embedder {
         let size = Geometry { height: side, width: side, channels: 3 };
         let signature = Signature { embedder: name.into(), weights: tensors.checksum(), size, profile };
         let network = Network::ConvNet { network, normalisation: efficientnet::normalisation() };
-        Ok(Self { signature, threads, network: Some(network), runner: None })
+        Ok(Self { signature, on, network: Some(network), runner: None })
     }
 
     /// What its points have in common.
@@ -184,7 +186,7 @@ impl Embedder {
             return Ok((size.values(), images.pixels.iter().map(value).collect()));
         };
         if self.runner.is_none() {
-            self.runner = Some(Runner::new(network, size, self.threads)?);
+            self.runner = Some(Runner::new(network, size, self.on)?);
         }
         let runner = self.runner.as_mut().expect("just made");
         let indices: Vec<usize> = (0..images.len()).collect();
@@ -192,7 +194,7 @@ impl Embedder {
         let mut points = Vec::with_capacity(images.len() * runner.dim);
         for (step, batch) in indices.chunks(runner.batch).enumerate() {
             let staged = images.subset(batch).converted(size)?;
-            points.extend(runner.run(&staged.pixels));
+            points.extend(runner.run(&staged.pixels)?);
             observer.step(0, step + 1);
         }
         if let Some(at) = points.iter().position(|v| !v.is_finite()) {
@@ -206,7 +208,7 @@ impl Embedder {
 }
 
 impl Runner {
-    fn new(network: &Network, size: Geometry, threads: usize) -> Result<Self> {
+    fn new(network: &Network, size: Geometry, (device, threads): (DeviceSpec, usize)) -> Result<Self> {
         let (batch, normalisation) = match network {
             Network::Trunk(trunk) => (TRUNK_BATCH, &trunk.normalisation),
             Network::ConvNet { normalisation, .. } => (CONVNET_BATCH, normalisation),
@@ -238,24 +240,25 @@ impl Runner {
             }
         };
         let dim = graph.shape(features).c;
-        let mut cpu = Cpu::new(&layout, threads)?;
+        let mut device = Device::open(&device, &layout, threads)?;
         for (state, values) in values {
-            cpu.state_mut(state).copy_from_slice(values);
+            device.write(state, values)?;
         }
-        let exe = cpu.prepare(Program::new("embedding", graph, &[features]))?;
-        Ok(Self { cpu, exe, pixels, features, batch, dim })
+        let exe = device.prepare(Program::new("embedding", graph, &[features]))?;
+        Ok(Self { device, exe, pixels, features, batch, dim })
     }
 
     /// Points of at most a batch of images.
-    fn run(&mut self, pixels: &[u8]) -> Vec<f32> {
-        let staged = self.cpu.state_mut(self.pixels);
-        let each = staged.len() / self.batch;
-        let images = pixels.len() / each;
-        staged.iter_mut().zip(pixels).for_each(|(slot, &value)| *slot = f32::from(value));
-        // What earlier batches left behind the last image is computed too, and dropped.
-        self.cpu.run(&self.exe);
-        let mut points = self.cpu.read(&self.exe, self.features);
+    fn run(&mut self, pixels: &[u8]) -> Result<Vec<f32>> {
+        let images = pixels.len() / (self.pixels.shape.len() / self.batch);
+        self.device.write_with(self.pixels, |staged| {
+            staged.iter_mut().zip(pixels).for_each(|(slot, &value)| *slot = f32::from(value));
+            Ok(())
+        })?;
+        // What lies behind the last image is computed too, and dropped.
+        self.device.run(&self.exe)?;
+        let mut points = self.device.read_tensor(&self.exe, self.features)?;
         points.truncate(images * self.dim);
-        points
+        Ok(points)
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{SearchConfig, TrainConfig};
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::run::{Control, RunFolder};
 use crate::search::choose::Choice;
@@ -96,8 +97,8 @@ fn kept<C: serde::de::DeserializeOwned, R: serde::de::DeserializeOwned>(folder: 
 /// # Errors
 /// As [`search`], and [`Error::Usage`] if the folder holds the result of other settings.
 pub fn searched(config: &SearchConfig, folder: &Path, control: &mut Control<'_>) -> Result<Searched> {
-    // Results do not depend on the number of threads.
-    let settings = SearchConfig { threads: 0, ..config.clone() };
+    // Where a piece was computed is no part of what it is.
+    let settings = SearchConfig { device: DeviceSpec::default(), threads: 0, ..config.clone() };
     once(folder, &settings, |resume| {
         let report: SearchReport = search(config, folder, resume, control)?;
         let files = RunFolder::create(folder)?;
@@ -122,7 +123,7 @@ pub fn choice(folder: &Path) -> Result<Option<Choice>> {
 /// # Errors
 /// As [`train`], and [`Error::Usage`] if the folder holds the result of other settings.
 pub fn trained(config: &TrainConfig, folder: &Path, control: &mut Control<'_>) -> Result<Trained> {
-    let settings = TrainConfig { threads: 0, ..config.clone() };
+    let settings = TrainConfig { device: DeviceSpec::default(), threads: 0, ..config.clone() };
     once(folder, &settings, |resume| {
         let report = train(config, folder, resume, control)?;
         let (test_accuracy, parameters, seconds) = (report.test_accuracy, report.parameters, report.seconds);

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::job::{self, Searched, Trained};
 use crate::checkpoint::Checkpoint;
 use crate::config::{AlphaTransfer, Mixing, SCRATCH, SearchConfig, Specs, TrainConfig, WeightTransfer};
+use crate::device::DeviceSpec;
 use crate::embedding::Profile;
 use crate::error::{Error, Result};
 use crate::network::SearchSpace;
@@ -300,6 +301,11 @@ impl Experiment {
         self.target(&cell.target).join(format!("seed-{}", cell.seed)).join(cell.arm.folder())
     }
 
+    /// Where pieces are computed.
+    fn on(&self) -> (DeviceSpec, usize) {
+        (DeviceSpec::Cpu, run::threads(self.threads))
+    }
+
     fn zoo(&self, target: &str) -> Zoo {
         Zoo::new(self.out.join("zoos").join(format!("without-{target}")))
     }
@@ -366,8 +372,8 @@ impl Experiment {
             let spec = self.protocol.spec(&self.names, target);
             let dataset = run::load_dataset(spec, Some(self.protocol.size), None, None, 0)?;
             let (channels, layers) = self.protocol.space;
-            let (space, threads) = (SearchSpace::darts(channels, layers)?, run::threads(self.threads));
-            let choice = choose(AUTO, &zoo, &space, &dataset, threads, &[], control)?;
+            let (space, on) = (SearchSpace::darts(channels, layers)?, self.on());
+            let choice = choose(AUTO, &zoo, &space, &dataset, on, &[], control)?;
             control.observer.note(&format!("{target}: {}, {}", choice.source, choice.reason));
             folder.write_json("choice.json", &choice)?;
         }
@@ -386,7 +392,7 @@ impl Experiment {
         let file = zoo.add(&joint, true)?;
         // As it lies in the file: half precision is part of what the distances are taken with.
         let joint = Entry::load(&file)?;
-        let mut embedder = embed::trunk(&joint, &file, Profile::default(), run::threads(self.threads))?;
+        let mut embedder = embed::trunk(&joint, &file, Profile::default(), self.on())?;
         for name in self.names.iter().filter(|n| *n != target) {
             let mut entry = self.entry(name, name)?;
             let (datasets, cache) = (embed::sources(&entry, &self.pretraining(name))?, run::cache_folder());

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::Dataset;
+use crate::device::DeviceSpec;
 use crate::embedding::{Coreset, Embedder, Sample, Signature};
 use crate::error::{Error, Result};
 use crate::network::SearchSpace;
@@ -59,7 +60,7 @@ fn candidates(zoo: &Zoo, space: &SearchSpace) -> Result<(Vec<Entry>, Skipped)> {
 }
 
 /// Resolves a `warm_start` for a target. `without`: names of entries that may not be chosen (an experiment leaves out
-/// what has seen the target).
+/// what has seen the target). The device and the threads of the processor embed and solve.
 ///
 /// # Errors
 /// [`Error::Usage`] if the zoo has nothing to choose from, and says what would help; those of loading entries, of
@@ -69,7 +70,7 @@ pub fn choose(
     zoo: &Zoo,
     space: &SearchSpace,
     target: &Dataset,
-    threads: usize,
+    (device, threads): (DeviceSpec, usize),
     without: &[String],
     control: &mut Control<'_>,
 ) -> Result<Choice> {
@@ -94,7 +95,7 @@ pub fn choose(
             zoo.path().display()
         )));
     };
-    let mut embedder = embedder(&signature, zoo, threads)?;
+    let mut embedder = embedder(&signature, zoo, (device, threads))?;
     let points = coresets.iter().map(|c| c.meta.points).max().unwrap_or(0).max(target.classes.len());
     let sample = Sample { max: points, seed: coresets[0].meta.seed };
     let cache = run::cache_folder();
@@ -103,7 +104,8 @@ pub fn choose(
         transport::Sample::from(coreset.embedded(&entry.meta.name, &entry.meta.sources[0].classes))
     };
     let samples: Vec<transport::Sample> = sources.iter().zip(&coresets).map(named).collect();
-    let options = OtddOptions { max_samples: points, threads, profile: signature.profile, ..OtddOptions::default() };
+    let options =
+        OtddOptions { max_samples: points, device, threads, profile: signature.profile, ..OtddOptions::default() };
     let ranking = transport::rank(&embedded.into(), &samples, &options, control.stop)?;
     let first = &ranking[0];
     let sure = first
@@ -147,7 +149,7 @@ fn common_embedding(zoo: &Zoo, entries: &[&Entry]) -> Result<Option<(Signature, 
 }
 
 /// The embedder of a signature: a trunk is looked for in the zoo, other weights in the program's cache folder.
-fn embedder(signature: &Signature, folder: &Zoo, threads: usize) -> Result<Embedder> {
+fn embedder(signature: &Signature, folder: &Zoo, on: (DeviceSpec, usize)) -> Result<Embedder> {
     let Signature { embedder, weights, size, profile } = signature;
     match embedder.as_str() {
         "pixels" => Ok(Embedder::pixels(*size, *profile)),
@@ -155,7 +157,7 @@ fn embedder(signature: &Signature, folder: &Zoo, threads: usize) -> Result<Embed
             for path in folder.files()? {
                 let entry = Entry::load(&path)?;
                 if &entry.tensors.checksum() == weights {
-                    return zoo::embed::trunk(&entry, &path, *profile, threads);
+                    return zoo::embed::trunk(&entry, &path, *profile, on);
                 }
             }
             Err(Error::usage(format!(

@@ -86,11 +86,11 @@ fn field(config: &SearchConfig, control: &mut Control<'_>) -> Result<(Choice, Ve
     };
     let target = run::load_dataset(spec, config.size, None, config.train_images, config.seed)?;
     let (zoo, space) = (Zoo::new(&config.zoo), SearchSpace::darts(config.channels, config.layers)?);
-    let threads = run::threads(config.threads);
-    let choice = choose(AUTO, &zoo, &space, &target, threads, &[], control)?;
+    let on = (config.device, run::threads(config.threads));
+    let choice = choose(AUTO, &zoo, &space, &target, on, &[], control)?;
     let mut names: Vec<String> = choice.ranking.iter().take(config.race).map(|r| r.name.clone()).collect();
     // A zoo without such an entry races without it.
-    match choose(MULTI, &zoo, &space, &target, threads, &[], control) {
+    match choose(MULTI, &zoo, &space, &target, on, &[], control) {
         Ok(multi) => names.push(multi.source),
         Err(Error::Usage(_)) => {}
         Err(error) => return Err(error),

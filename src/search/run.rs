@@ -6,10 +6,9 @@ use super::race::RaceReport;
 use super::step::{self, InputPipeline, SearchRecipe, SearchStates, WeightOptimiser};
 use crate::config::{SearchConfig, check_extent};
 use crate::data::{Geometry, Normalisation};
-use crate::device::cpu::Cpu;
 use crate::error::Result;
 use crate::graph::plan::check_memory;
-use crate::graph::{Program, StoreLayout};
+use crate::graph::{Program, State, StoreLayout};
 use crate::network::{Genotype, SearchSpace, Supernet};
 use crate::ops::optimiser::Adam;
 use crate::transport::Ranked;
@@ -139,13 +138,12 @@ impl Setup {
         Ok(Self { network, layout, tasks, peak_bytes })
     }
 
-    pub fn initialise(&self, cpu: &mut Cpu, seed: u64) {
-        let s = &self.tasks[0].states;
-        cpu.state_mut(s.model.weights).copy_from_slice(&self.network.layout.initial_weights(seed));
-        cpu.state_mut(s.alphas).copy_from_slice(&self.network.initial_alphas(seed));
-        for task in &self.tasks {
-            cpu.state_mut(task.states.model.running).copy_from_slice(&self.network.layout.initial_running());
-        }
+    /// The states that a search does not start from zero, with their values.
+    pub fn initial(&self, seed: u64) -> Vec<(State, Vec<f32>)> {
+        let (s, layout) = (&self.tasks[0].states, &self.network.layout);
+        let shared = [(s.model.weights, layout.initial_weights(seed)), (s.alphas, self.network.initial_alphas(seed))];
+        let running = self.tasks.iter().map(|task| (task.states.model.running, layout.initial_running()));
+        shared.into_iter().chain(running).collect()
     }
 }
 

@@ -16,7 +16,7 @@ use super::transfer::{TransferReport, transfer};
 use crate::checkpoint::{Checkpoint, Meta, Network, Source, head_prefix};
 use crate::config::{Mixing, SCRATCH, SearchConfig};
 use crate::data::{Batch, Dataset, Loader, normalisation, permutation};
-use crate::device::cpu::{Cpu, Executable};
+use crate::device::{Device, DeviceSpec, Executable};
 use crate::error::{Error, Result};
 use crate::graph::State;
 use crate::network::genotype::softmax;
@@ -39,14 +39,14 @@ struct Task {
 }
 
 impl Task {
-    fn new(cpu: &mut Cpu, programs: TaskPrograms, halves: Halves) -> Result<Self> {
+    fn new(device: &mut Device, programs: TaskPrograms, halves: Halves) -> Result<Self> {
         Ok(Self {
             halves,
             states: programs.states,
-            architecture: cpu.prepare(programs.architecture)?,
-            weight: cpu.prepare(programs.weight)?,
-            evaluation: cpu.prepare(programs.evaluation)?,
-            head: programs.head.map(|program| cpu.prepare(program)).transpose()?,
+            architecture: device.prepare(programs.architecture)?,
+            weight: device.prepare(programs.weight)?,
+            evaluation: device.prepare(programs.evaluation)?,
+            head: programs.head.map(|program| device.prepare(program)).transpose()?,
         })
     }
 }
@@ -55,7 +55,7 @@ impl Task {
 struct Search<'a> {
     config: &'a SearchConfig,
     network: Supernet,
-    cpu: Cpu,
+    device: Device,
     tasks: Vec<Task>,
     folder: RunFolder,
     meta: Meta,
@@ -109,17 +109,26 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     let mut setup = Setup::new(config, &heads, size, halves[0].batch)?;
     let mib = setup.peak_bytes as f64 / (1024.0 * 1024.0);
     control.observer.note(&format!("predicted peak memory of the engine: {mib:.1} MiB"));
-    let mut cpu = Cpu::new(&setup.layout, run::threads(config.threads))?;
-    setup.initialise(&mut cpu, config.seed);
+    let mut device = Device::open(&config.device, &setup.layout, run::threads(config.threads))?;
+    control.observer.note(&format!("device: {}", device.name()));
+    for (state, values) in setup.initial(config.seed) {
+        device.write(state, &values)?;
+    }
     // A resumed run has everything in its checkpoint: the zoo may be gone by then.
     let (choice, transfer) = match resume {
         true => (None, None),
-        false => match warm_start(config, &setup, &datasets, &mut cpu, control)? {
+        false => match warm_start(config, &setup, &datasets, &mut device, control)? {
             Some((choice, report)) => (Some(choice), Some(report)),
             None => (None, None),
         },
     };
-    let settings = SearchConfig { threads: 0, memory_limit: None, checkpoint_steps: 0, ..config.clone() };
+    let settings = SearchConfig {
+        device: DeviceSpec::default(),
+        threads: 0,
+        memory_limit: None,
+        checkpoint_steps: 0,
+        ..config.clone()
+    };
     let meta = Meta {
         format: 0,
         version: String::new(),
@@ -134,7 +143,7 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     };
     let folder = RunFolder::create(out)?;
     let programs = std::mem::take(&mut setup.tasks).into_iter().zip(halves);
-    let tasks = programs.map(|(p, h)| Task::new(&mut cpu, p, h)).collect::<Result<_>>()?;
+    let tasks = programs.map(|(p, h)| Task::new(&mut device, p, h)).collect::<Result<_>>()?;
     if let (Some(choice), Some(report)) = (&choice, &transfer) {
         folder.write_json("choice.json", choice)?;
         folder.write_json("transfer.json", report)?;
@@ -145,8 +154,20 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     };
     let network = setup.network;
     let start = Instant::now();
-    let mut search =
-        Search { config, network, cpu, tasks, folder, meta, choice, transfer, epoch: 0, step: 0, before: 0.0, start };
+    let mut search = Search {
+        config,
+        network,
+        device,
+        tasks,
+        folder,
+        meta,
+        choice,
+        transfer,
+        epoch: 0,
+        step: 0,
+        before: 0.0,
+        start,
+    };
     if resume {
         search.restore()?;
     }
@@ -159,7 +180,7 @@ fn warm_start(
     config: &SearchConfig,
     setup: &Setup,
     datasets: &[Dataset],
-    cpu: &mut Cpu,
+    device: &mut Device,
     control: &mut Control<'_>,
 ) -> Result<Option<(Choice, TransferReport)>> {
     if config.warm_start == SCRATCH {
@@ -174,18 +195,18 @@ fn warm_start(
                     config.warm_start
                 )));
             };
-            let (space, threads) = (&setup.network.space, run::threads(config.threads));
-            choose(&config.warm_start, &zoo, space, target, threads, &[], control)?
+            let (space, on) = (&setup.network.space, (config.device, run::threads(config.threads)));
+            choose(&config.warm_start, &zoo, space, target, on, &[], control)?
         }
         name => Choice::named(name),
     };
     let entry = zoo.load(&choice.source)?;
     let start = transfer(&entry, &zoo.file(&choice.source), &setup.network, config)?;
     let first = &setup.tasks[0].states;
-    cpu.state_mut(first.model.weights).copy_from_slice(&start.weights);
-    cpu.state_mut(first.alphas).copy_from_slice(&start.alphas);
+    device.write(first.model.weights, &start.weights)?;
+    device.write(first.alphas, &start.alphas)?;
     for task in &setup.tasks {
-        cpu.state_mut(task.states.model.running).copy_from_slice(&start.running);
+        device.write(task.states.model.running, &start.running)?;
     }
     let [copied, adapted, new] = start.report.counts;
     control.observer.note(&format!(
@@ -201,19 +222,19 @@ impl Search<'_> {
         let checkpoint = Checkpoint::load(&path)?;
         run::check_same_run(&path, &checkpoint, &self.meta)?;
         let (s, layout) = (self.tasks[0].states, &self.network.layout);
-        let cpu = &mut self.cpu;
-        cpu.state_mut(s.model.weights).copy_from_slice(&checkpoint.get_weights(&path, "", layout)?);
-        cpu.state_mut(s.model.velocity).copy_from_slice(&checkpoint.get_weights(&path, "momentum/", layout)?);
+        let device = &mut self.device;
+        device.write(s.model.weights, &checkpoint.get_weights(&path, "", layout)?)?;
+        device.write(s.model.velocity, &checkpoint.get_weights(&path, "momentum/", layout)?)?;
         for task in &self.tasks {
             let prefix = head_prefix(task.states.head);
             let running = checkpoint.get_running(&path, &prefix, layout)?;
-            cpu.state_mut(task.states.model.running).copy_from_slice(&running);
+            device.write(task.states.model.running, &running)?;
             for (name, state) in Self::sums(&task.states) {
-                cpu.state_mut(state).copy_from_slice(checkpoint.get(&path, &name, state.shape.len())?);
+                device.write(state, checkpoint.get(&path, &name, state.shape.len())?)?;
             }
         }
         for (name, state) in Self::vectors(&s) {
-            cpu.state_mut(state).copy_from_slice(checkpoint.get(&path, name, state.shape.len())?);
+            device.write(state, checkpoint.get(&path, name, state.shape.len())?)?;
         }
         self.epoch = checkpoint.meta.epoch;
         self.step = checkpoint.meta.step;
@@ -242,17 +263,17 @@ impl Search<'_> {
         let meta = Meta { epoch: self.epoch, step: self.step, seconds, ..self.meta.clone() };
         let (s, layout) = (self.tasks[0].states, &self.network.layout);
         let mut checkpoint = Checkpoint::new(meta);
-        checkpoint.put_weights("", layout, self.cpu.state(s.model.weights));
-        checkpoint.put_weights("momentum/", layout, self.cpu.state(s.model.velocity));
+        checkpoint.put_weights("", layout, &self.device.read(s.model.weights)?);
+        checkpoint.put_weights("momentum/", layout, &self.device.read(s.model.velocity)?);
         for task in &self.tasks {
-            let running = self.cpu.state(task.states.model.running);
-            checkpoint.put_running(&head_prefix(task.states.head), layout, running);
+            let running = self.device.read(task.states.model.running)?;
+            checkpoint.put_running(&head_prefix(task.states.head), layout, &running);
             for (name, state) in Self::sums(&task.states) {
-                checkpoint.put(&name, self.cpu.state(state));
+                checkpoint.put(&name, &self.device.read(state)?);
             }
         }
         for (name, state) in Self::vectors(&s) {
-            checkpoint.put(name, self.cpu.state(state));
+            checkpoint.put(name, &self.device.read(state)?);
         }
         checkpoint.save(&self.folder.checkpoint())
     }
@@ -295,12 +316,12 @@ impl Search<'_> {
             last = Some((record["validation_loss"].clone(), record["validation_accuracy"].clone()));
             control.observer.epoch(&record);
         }
-        let genotype = self.genotype();
+        let genotype = self.genotype()?;
         let (loss, accuracy) = match last.and_then(|(l, a)| Some((l.as_f64()?, a.as_f64()?))) {
             Some(found) => found,
             None => {
                 let turns = self.turns(epochs - 1);
-                let scores = self.validate(&turns);
+                let scores = self.validate(&turns)?;
                 (mean(&scores, |s| s.loss), mean(&scores, |s| s.accuracy))
             }
         };
@@ -311,7 +332,7 @@ impl Search<'_> {
             epochs,
             seconds: run::elapsed(self.start, self.before),
             seconds_per_step: step_seconds / steps_done.max(1) as f64,
-            peak_bytes: self.cpu.peak_bytes(),
+            peak_bytes: self.device.peak_bytes(),
             peak_rss_bytes: run::peak_rss_bytes(),
             source: self.choice.as_ref().map_or(SCRATCH.into(), |c| c.source.clone()),
             ranking: self.choice.map(|c| c.ranking).unwrap_or_default(),
@@ -331,29 +352,30 @@ impl Search<'_> {
     }
 
     /// What the steps of an epoch need on the device.
-    fn begin_epoch(&mut self) {
+    fn begin_epoch(&mut self) -> Result<()> {
         let s = self.tasks[0].states;
         let rate = self.learning_rate() as f32;
         let scheduled = self.scheduled_epoch();
-        self.cpu.state_mut(s.model.rate)[0] = rate;
-        self.cpu.state_mut(s.alpha_rate)[0] = self.config.alpha_learning_rate as f32;
-        self.cpu.state_mut(s.model.epoch)[0] = self.epoch as f32;
+        self.device.write(s.model.rate, &[rate])?;
+        self.device.write(s.alpha_rate, &[self.config.alpha_learning_rate as f32])?;
+        self.device.write(s.model.epoch, &[self.epoch as f32])?;
         if self.step > 0 {
-            return;
+            return Ok(());
         }
         for task in &self.tasks {
-            self.cpu.state_mut(task.states.model.train_sums).fill(0.0);
-            self.cpu.state_mut(task.states.valid_sums).fill(0.0);
+            self.device.fill(task.states.model.train_sums, 0.0)?;
+            self.device.fill(task.states.valid_sums, 0.0)?;
         }
         if self.epoch > 0 && scheduled == 0 {
             // The next dataset of a sequence: fresh optimisers, and statistics that start from the last one's.
             for state in [s.model.velocity, s.first_moment, s.second_moment, s.adam_steps] {
-                self.cpu.state_mut(state).fill(0.0);
+                self.device.fill(state, 0.0)?;
             }
             let (before, next) = (self.epoch / self.config.epochs - 1, self.epoch / self.config.epochs);
-            let running = self.cpu.state(self.tasks[before].states.model.running).to_vec();
-            self.cpu.state_mut(self.tasks[next].states.model.running).copy_from_slice(&running);
+            let running = self.device.read(self.tasks[before].states.model.running)?.into_owned();
+            self.device.write(self.tasks[next].states.model.running, &running)?;
         }
+        Ok(())
     }
 
     fn epoch_steps(
@@ -363,7 +385,7 @@ impl Search<'_> {
         seconds: &mut f64,
         done: &mut usize,
     ) -> Result<()> {
-        self.begin_epoch();
+        self.begin_epoch()?;
         let warming = self.scheduled_epoch() < self.config.head_warm_up;
         let (epoch, at) = (self.epoch, self.step);
         let mut loaders: Vec<Option<[Loader; 2]>> = (0..self.tasks.len())
@@ -407,49 +429,51 @@ impl Search<'_> {
     fn step_once(&mut self, task: usize, (train, valid): (&Batch, &Batch), warming: bool, epoch: usize) -> Result<()> {
         let task = &self.tasks[task];
         let s = &task.states;
-        run::stage(&mut self.cpu, &s.model.train, train);
+        run::stage(&mut self.device, &s.model.train, train)?;
         let programs = match (&task.head, warming) {
             (Some(head), true) => vec![head],
             _ => {
-                run::stage(&mut self.cpu, &s.valid, valid);
+                run::stage(&mut self.device, &s.valid, valid)?;
                 vec![&task.architecture, &task.weight]
             }
         };
         let saved = self.folder.checkpoint();
         for program in programs {
-            self.cpu.run(program);
-            run::check_finite(&mut self.cpu, program, &s.model, (epoch, self.step), &saved)?;
+            self.device.run(program)?;
+            run::check_finite(&mut self.device, program, &s.model, (epoch, self.step), &saved)?;
         }
         Ok(())
     }
 
     /// Scores of the datasets that had a turn, each on its alpha half.
-    fn validate(&mut self, turns: &[usize]) -> Vec<(usize, Score)> {
+    fn validate(&mut self, turns: &[usize]) -> Result<Vec<(usize, Score)>> {
         let mut scores = Vec::new();
         for (t, task) in self.tasks.iter().enumerate().filter(|(t, _)| turns.contains(t)) {
             let (s, order) = (task.states, task.halves.alpha.clone());
             let images = (&task.halves.images, order);
-            scores.push((t, run::evaluate(&mut self.cpu, &task.evaluation, &s.valid, s.valid_sums, images)));
+            let score = run::evaluate(&mut self.device, &task.evaluation, &s.valid, s.valid_sums, images)?;
+            scores.push((t, score));
         }
-        scores
+        Ok(scores)
     }
 
-    fn genotype(&self) -> Genotype {
-        Genotype::derive(&self.network.space, self.cpu.state(self.tasks[0].states.alphas))
+    fn genotype(&mut self) -> Result<Genotype> {
+        let alphas = self.device.read(self.tasks[0].states.alphas)?;
+        Ok(Genotype::derive(&self.network.space, &alphas))
     }
 
     /// Validates, writes the epoch's record, the genotype and the checkpoint.
     fn finish_epoch(&mut self, start: Instant, turns: &[usize], first_step: usize) -> Result<Value> {
-        let sums = |sums: fn(&SearchStates) -> State| -> Vec<(usize, Score)> {
+        let mut sums = |sums: fn(&SearchStates) -> State| -> Result<Vec<(usize, Score)>> {
             let tasks = self.tasks.iter().enumerate().filter(|(t, _)| turns.contains(t));
-            tasks.map(|(t, task)| (t, Score::from_sums(self.cpu.state(sums(&task.states))))).collect()
+            tasks.map(|(t, task)| Ok((t, Score::from_sums(&*self.device.read(sums(&task.states))?)))).collect()
         };
-        let (training, architecture) = (sums(|s| s.model.train_sums), sums(|s| s.valid_sums));
+        let (training, architecture) = (sums(|s| s.model.train_sums)?, sums(|s| s.valid_sums)?);
         let seconds_training = start.elapsed().as_secs_f64();
-        let validation = self.validate(turns);
-        let genotype = self.genotype();
+        let validation = self.validate(turns)?;
+        let genotype = self.genotype()?;
         let (skips, parameter_free) = genotype.shares();
-        let alphas = self.cpu.state(self.tasks[0].states.alphas).to_vec();
+        let alphas = self.device.read(self.tasks[0].states.alphas)?.into_owned();
         let passes = match self.config.order {
             Order::First => 2,
             Order::Second => 5,

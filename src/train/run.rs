@@ -12,10 +12,10 @@ use super::step::{self, TrainRecipe, TrainStates};
 use crate::checkpoint::{Checkpoint, Meta, Network, Source};
 use crate::config::{TrainConfig, check_extent};
 use crate::data::{Geometry, Images, Loader, Normalisation, normalisation, permutation};
-use crate::device::cpu::{Cpu, Executable};
+use crate::device::{Device, DeviceSpec, Executable};
 use crate::error::{Error, Result};
 use crate::graph::plan::check_memory;
-use crate::graph::{Program, StoreLayout};
+use crate::graph::{Program, State, StoreLayout};
 use crate::network::{Derived, DerivedConfig, Genotype};
 use crate::run::{self, Control, RunFolder, Score};
 use crate::search::run::{PlanReport, macs};
@@ -108,11 +108,10 @@ impl Setup {
         Ok(Self { network, layout, states, train, evaluation })
     }
 
-    /// Fills weights and statistics as a training starts.
-    pub fn initialise(&self, cpu: &mut Cpu, seed: u64) {
-        let model = &self.states.model;
-        cpu.state_mut(model.weights).copy_from_slice(&self.network.layout.initial_weights(seed));
-        cpu.state_mut(model.running).copy_from_slice(&self.network.layout.initial_running());
+    /// The states that a training does not start from zero, with their values.
+    pub fn initial(&self, seed: u64) -> [(State, Vec<f32>); 2] {
+        let (model, layout) = (&self.states.model, &self.network.layout);
+        [(model.weights, layout.initial_weights(seed)), (model.running, layout.initial_running())]
     }
 }
 
@@ -143,7 +142,7 @@ struct Training<'a> {
     config: &'a TrainConfig,
     network: Derived,
     states: TrainStates,
-    cpu: Cpu,
+    device: Device,
     train: Executable,
     evaluation: Executable,
     images: Arc<Images>,
@@ -174,24 +173,27 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
     }
     let norm = normalisation(&dataset.train);
     let size = dataset.train.geometry;
-    let Setup { network, layout, states, train, evaluation } =
-        Setup::new(config, dataset.classes.len(), size, batch, norm.clone())?;
+    let setup = Setup::new(config, dataset.classes.len(), size, batch, norm.clone())?;
+    let initial = setup.initial(config.seed);
+    let Setup { network, layout, states, train, evaluation } = setup;
     let peak = check_memory(&[&train, &evaluation], &layout, None)?;
     let mib = peak as f64 / (1024.0 * 1024.0);
     control.observer.note(&format!("predicted peak memory of the engine: {mib:.1} MiB"));
     let macs_per_image = macs(&evaluation, batch);
     let parameters = network.parameters();
     control.observer.note(&format!("{parameters} parameters, {:.1} M multiply-adds an image", macs_per_image / 1e6));
-    let mut cpu = Cpu::new(&layout, run::threads(config.threads))?;
-    let train = cpu.prepare(train)?;
-    let evaluation = cpu.prepare(evaluation)?;
-    cpu.state_mut(states.model.weights).copy_from_slice(&network.layout.initial_weights(config.seed));
-    cpu.state_mut(states.model.running).copy_from_slice(&network.layout.initial_running());
+    let mut device = Device::open(&config.device, &layout, run::threads(config.threads))?;
+    control.observer.note(&format!("device: {}", device.name()));
+    let train = device.prepare(train)?;
+    let evaluation = device.prepare(evaluation)?;
+    for (state, values) in initial {
+        device.write(state, &values)?;
+    }
     let mut inherited = None;
     if !config.inherit.is_empty() && !resume {
         let start = inherit(Path::new(&config.inherit), &network, config.seed)?;
-        cpu.state_mut(states.model.weights).copy_from_slice(&start.weights);
-        cpu.state_mut(states.model.running).copy_from_slice(&start.running);
+        device.write(states.model.weights, &start.weights)?;
+        device.write(states.model.running, &start.running)?;
         let [copied, adapted, new] = start.report.counts;
         control.observer.note(&format!(
             "weights of {}: {copied} tensors copied, {adapted} adapted, {new} new (transfer.json names each)",
@@ -200,8 +202,14 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
         inherited = Some(start.report);
     }
     // The genotype itself is part of the network's description; where it was read from does not matter.
-    let settings =
-        TrainConfig { genotype: String::new(), threads: 0, memory_limit: None, checkpoint_steps: 0, ..config.clone() };
+    let settings = TrainConfig {
+        genotype: String::new(),
+        device: DeviceSpec::default(),
+        threads: 0,
+        memory_limit: None,
+        checkpoint_steps: 0,
+        ..config.clone()
+    };
     let meta = Meta {
         format: 0,
         version: String::new(),
@@ -227,7 +235,7 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
         config,
         network,
         states,
-        cpu,
+        device,
         train,
         evaluation,
         images: Arc::new(dataset.train),
@@ -254,25 +262,25 @@ impl Training<'_> {
         let checkpoint = Checkpoint::load(&path)?;
         run::check_same_run(&path, &checkpoint, &self.meta)?;
         let (model, layout) = (self.states.model, &self.network.layout);
-        self.cpu.state_mut(model.weights).copy_from_slice(&checkpoint.get_weights(&path, "", layout)?);
-        self.cpu.state_mut(model.velocity).copy_from_slice(&checkpoint.get_weights(&path, "momentum/", layout)?);
-        self.cpu.state_mut(model.running).copy_from_slice(&checkpoint.get_running(&path, "", layout)?);
-        self.cpu.state_mut(model.train_sums).copy_from_slice(checkpoint.get(&path, "sums/training", 4)?);
+        self.device.write(model.weights, &checkpoint.get_weights(&path, "", layout)?)?;
+        self.device.write(model.velocity, &checkpoint.get_weights(&path, "momentum/", layout)?)?;
+        self.device.write(model.running, &checkpoint.get_running(&path, "", layout)?)?;
+        self.device.write(model.train_sums, checkpoint.get(&path, "sums/training", 4)?)?;
         self.epoch = checkpoint.meta.epoch;
         self.step = checkpoint.meta.step;
         self.before = checkpoint.meta.seconds;
         Ok(())
     }
 
-    fn save(&self) -> Result<()> {
+    fn save(&mut self) -> Result<()> {
         let seconds = run::elapsed(self.start, self.before);
         let meta = Meta { epoch: self.epoch, step: self.step, seconds, ..self.meta.clone() };
         let (model, layout) = (self.states.model, &self.network.layout);
         let mut checkpoint = Checkpoint::new(meta);
-        checkpoint.put_weights("", layout, self.cpu.state(model.weights));
-        checkpoint.put_weights("momentum/", layout, self.cpu.state(model.velocity));
-        checkpoint.put_running("", layout, self.cpu.state(model.running));
-        checkpoint.put("sums/training", self.cpu.state(model.train_sums));
+        checkpoint.put_weights("", layout, &self.device.read(model.weights)?);
+        checkpoint.put_weights("momentum/", layout, &self.device.read(model.velocity)?);
+        checkpoint.put_running("", layout, &self.device.read(model.running)?);
+        checkpoint.put("sums/training", &self.device.read(model.train_sums)?);
         checkpoint.save(&self.folder.checkpoint())
     }
 
@@ -285,14 +293,14 @@ impl Training<'_> {
             let images = (self.steps() - self.step) * self.batch;
             self.epoch_steps(control)?;
             let training_seconds = start.elapsed().as_secs_f64();
-            let tested = self.test();
+            let tested = self.test()?;
             score = Some(tested);
             let record = self.finish_epoch(tested, images, (training_seconds, start))?;
             control.observer.epoch(&record);
         }
         let score = match score {
             Some(score) => score,
-            None => self.test(),
+            None => self.test()?,
         };
         Ok(TrainReport {
             test_accuracy: score.accuracy,
@@ -301,7 +309,7 @@ impl Training<'_> {
             macs_per_image: self.macs_per_image,
             epochs,
             seconds: run::elapsed(self.start, self.before),
-            peak_bytes: self.cpu.peak_bytes(),
+            peak_bytes: self.device.peak_bytes(),
             peak_rss_bytes: run::peak_rss_bytes(),
             out: self.folder.checkpoint().parent().unwrap_or(Path::new(".")).display().to_string(),
         })
@@ -317,23 +325,23 @@ impl Training<'_> {
 
     fn epoch_steps(&mut self, control: &mut Control<'_>) -> Result<()> {
         let s = self.states;
-        self.cpu.state_mut(s.model.rate)[0] = self.learning_rate() as f32;
-        self.cpu.state_mut(s.model.epoch)[0] = self.epoch as f32;
+        self.device.write(s.model.rate, &[self.learning_rate() as f32])?;
+        self.device.write(s.model.epoch, &[self.epoch as f32])?;
         let drop_path = self.config.drop_path * self.epoch as f64 / self.config.epochs as f64;
-        self.cpu.state_mut(s.drop_path)[0] = drop_path as f32;
+        self.device.write(s.drop_path, &[drop_path as f32])?;
         if self.step == 0 {
-            self.cpu.state_mut(s.model.train_sums).fill(0.0);
+            self.device.fill(s.model.train_sums, 0.0)?;
         }
         let order = permutation(self.images.len(), self.config.seed, PURPOSE_ORDER, self.epoch as u64);
         let order = order[self.step * self.batch..].to_vec();
         let mut loader = Loader::new(self.images.clone(), order, self.batch, 3);
         while self.step < self.steps() {
             let Some(batch) = loader.next() else { break };
-            run::stage(&mut self.cpu, &s.model.train, &batch);
-            self.cpu.state_mut(s.step)[0] = (self.epoch * self.steps() + self.step) as f32;
-            self.cpu.run(&self.train);
+            run::stage(&mut self.device, &s.model.train, &batch)?;
+            self.device.write(s.step, &[(self.epoch * self.steps() + self.step) as f32])?;
+            self.device.run(&self.train)?;
             let at = (self.epoch, self.step);
-            run::check_finite(&mut self.cpu, &self.train, &s.model, at, &self.folder.checkpoint())?;
+            run::check_finite(&mut self.device, &self.train, &s.model, at, &self.folder.checkpoint())?;
             loader.recycle(batch);
             self.step += 1;
             control.observer.step(self.epoch, self.step);
@@ -349,14 +357,14 @@ impl Training<'_> {
         Ok(())
     }
 
-    fn test(&mut self) -> Score {
+    fn test(&mut self) -> Result<Score> {
         let order = (0..self.test.len() as u32).collect();
         let s = self.states;
-        run::evaluate(&mut self.cpu, &self.evaluation, &s.test, s.test_sums, (&self.test, order))
+        run::evaluate(&mut self.device, &self.evaluation, &s.test, s.test_sums, (&self.test, order))
     }
 
     fn finish_epoch(&mut self, test: Score, images: usize, (seconds, start): (f64, Instant)) -> Result<Value> {
-        let training = Score::from_sums(self.cpu.state(self.states.model.train_sums));
+        let training = Score::from_sums(&self.device.read(self.states.model.train_sums)?);
         let record = json!({
             "epoch": self.epoch,
             "training_loss": training.loss,
@@ -414,7 +422,7 @@ const EVALUATION_BATCH: usize = 64;
 ///
 /// # Errors
 /// [`Error::Input`] for a bad checkpoint or dataset, [`Error::Usage`] if the classes differ.
-pub fn evaluate(checkpoint: &Path, data: &str, threads: usize) -> Result<EvaluateReport> {
+pub fn evaluate(checkpoint: &Path, data: &str, (device, threads): (DeviceSpec, usize)) -> Result<EvaluateReport> {
     let Trained { network, weights, running, meta } = load(checkpoint)?;
     let size = Some((meta.size.height, meta.size.width));
     let channels = Some(meta.size.channels).filter(|c| [1, 3].contains(c));
@@ -431,11 +439,11 @@ pub fn evaluate(checkpoint: &Path, data: &str, threads: usize) -> Result<Evaluat
     let input =
         InputPipeline { pad: 0, flip: false, cutout: 0, normalisation: source.normalisation.clone(), seed: meta.seed };
     let program = step::evaluation(&network, &states, &input)?.program("evaluation", false);
-    let mut cpu = Cpu::new(&layout, run::threads(threads))?;
-    let exe = cpu.prepare(program)?;
-    cpu.state_mut(states.model.weights).copy_from_slice(&weights);
-    cpu.state_mut(states.model.running).copy_from_slice(&running);
+    let mut device = Device::open(&device, &layout, run::threads(threads))?;
+    let exe = device.prepare(program)?;
+    device.write(states.model.weights, &weights)?;
+    device.write(states.model.running, &running)?;
     let order = (0..dataset.test.len() as u32).collect();
-    let score = run::evaluate(&mut cpu, &exe, &states.test, states.test_sums, (&Arc::new(dataset.test), order));
+    let score = run::evaluate(&mut device, &exe, &states.test, states.test_sums, (&Arc::new(dataset.test), order))?;
     Ok(EvaluateReport { accuracy: score.accuracy, top5: score.top5, loss: score.loss, images: score.images })
 }

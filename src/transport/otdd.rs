@@ -21,6 +21,7 @@ use super::bures::{Gaussian, bures, means};
 use super::points::{Cloud, Points, Values};
 use super::solver::{Costs, Epsilon, Labels, Options, Problem, Schedule, solve};
 use crate::data::permutation;
+use crate::device::DeviceSpec;
 use crate::embedding::{Embedded, Profile};
 use crate::error::{Error, Result};
 use crate::random::Stream;
@@ -85,6 +86,8 @@ pub struct OtddOptions {
     pub floor: bool,
     /// Bootstrap draws of a ranking; 0 for none.
     pub bootstrap: usize,
+    /// What solves the problems.
+    pub device: DeviceSpec,
     /// Threads.
     pub threads: usize,
 }
@@ -102,6 +105,7 @@ impl Default for OtddOptions {
             iterations: 5000,
             floor: true,
             bootstrap: 20,
+            device: DeviceSpec::Cpu,
             threads: 1,
         }
     }
@@ -381,12 +385,12 @@ impl<'a> Bench<'a> {
     }
 
     fn solver(&self) -> Options {
-        let OtddOptions { profile, iterations, threads, .. } = *self.options;
+        let OtddOptions { profile, iterations, device, threads, .. } = *self.options;
         let schedule = match profile {
             Profile::Normalised => Schedule::Converge { factor: 0.5 },
             Profile::Paper => Schedule::GeomLoss { factor: 0.25 },
         };
-        Options { schedule, iterations, threads, ..Options::default() }
+        Options { schedule, iterations, device, threads, ..Options::default() }
     }
 
     /// Squared diagonal of the box around rows of points, and around labels that span so much.

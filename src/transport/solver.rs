@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::points::Points;
 use super::weights::Weighty;
-use crate::device::cpu::Cpu;
+use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Program, Shape, State, StoreLayout};
 use crate::ops::transport::{
@@ -85,6 +85,8 @@ pub struct Options {
     pub rho: f64,
     /// Where iterations are done.
     pub domain: Domain,
+    /// What computes.
+    pub device: DeviceSpec,
     /// Threads.
     pub threads: usize,
     /// Elements of costs that are in memory at a time; a larger problem comes alone.
@@ -101,6 +103,7 @@ impl Default for Options {
             tolerance: 1e-4,
             rho: 0.0,
             domain: Domain::Auto,
+            device: DeviceSpec::Cpu,
             threads: 1,
             budget: 1 << 26,
             potentials: false,
@@ -240,7 +243,7 @@ struct Piece<'a> {
     first: usize,
     options: &'a Options,
     table: Arc<Table>,
-    cpu: Cpu,
+    device: Device,
     cost: State,
     weights: State,
     schedule: State,
@@ -248,6 +251,8 @@ struct Piece<'a> {
     status: State,
     /// What the costs of each problem are multiplied by on the device, and what is taken off before.
     units: Vec<(f64, f64)>,
+    /// Largest of the costs of each given matrix as they are on the device, whatever their sign.
+    largest: Vec<f32>,
 }
 
 /// Largest of some costs (at least 0) and their sum, in lanes that a vector unit can take side by side.
@@ -301,10 +306,22 @@ impl<'a> Piece<'a> {
             }
             Costs::Matrices(_) => None,
         };
-        let cpu = Cpu::new(&layout, options.threads)?;
-        let units = vec![(1.0, 0.0); count];
-        let mut piece =
-            Self { costs, problems, first, options, table, cpu, cost, weights, schedule, potentials, status, units };
+        let device = Device::open(&options.device, &layout, options.threads)?;
+        let mut piece = Self {
+            costs,
+            problems,
+            first,
+            options,
+            table,
+            device,
+            cost,
+            weights,
+            schedule,
+            potentials,
+            status,
+            units: vec![(1.0, 0.0); count],
+            largest: vec![0.0; count],
+        };
         match inputs {
             Some((x, labels)) => piece.pair_costs(x, labels)?,
             None => piece.given_costs()?,
@@ -317,17 +334,17 @@ impl<'a> Piece<'a> {
     fn pair_costs(&mut self, x: State, label_states: Option<(State, State)>) -> Result<()> {
         let Costs::Points { points, point_scale, labels } = self.costs else { unreachable!("points are given") };
         self.units.fill((points.unit(), 0.0));
-        self.cpu.state_mut(x).copy_from_slice(&points.rows);
+        self.device.write(x, &points.rows)?;
         let mut graph = Graph::new();
         let tensor = graph.state(x);
         let mut label_scale = 0.0;
         let label_tensors = match (labels, label_states) {
             (Some(labels), Some((of_rows, distances))) => {
                 label_scale = labels.scale;
-                let to = self.cpu.state_mut(of_rows);
-                to.iter_mut().zip(&labels.of_rows).for_each(|(to, &l)| *to = l as f32);
-                let to = self.cpu.state_mut(distances);
-                to.iter_mut().zip(&labels.distances).for_each(|(to, &w)| *to = (w * points.unit()) as f32);
+                let numbers: Vec<f32> = labels.of_rows.iter().map(|&l| l as f32).collect();
+                self.device.write(of_rows, &numbers)?;
+                let scaled: Vec<f32> = labels.distances.iter().map(|&w| (w * points.unit()) as f32).collect();
+                self.device.write(distances, &scaled)?;
                 Some((graph.state(of_rows), graph.state(distances)))
             }
             _ => None,
@@ -335,77 +352,81 @@ impl<'a> Piece<'a> {
         let cost = graph.state(self.cost);
         let op = PairCost { table: self.table.clone(), point_scale, label_scale };
         PairCost::record(&mut graph, op, tensor, label_tensors, cost)?;
-        let exe = self.cpu.prepare(Program::new("transport costs", graph, &[]))?;
-        self.cpu.run(&exe);
-        Ok(())
+        let exe = self.device.prepare(Program::new("transport costs", graph, &[]))?;
+        self.device.run(&exe)
     }
 
-    /// Copies given costs: shifted so that the least is zero, and scaled by a power of two.
+    /// Writes given costs: shifted so that the least is zero, and scaled by a power of two.
     fn given_costs(&mut self) -> Result<()> {
         let Costs::Matrices(matrices) = self.costs else { unreachable!("matrices are given") };
-        for (i, p) in self.table.problems.iter().enumerate() {
-            let (n, m, stride) = (p.n as usize, p.m as usize, p.stride as usize);
-            let number = self.first + i;
-            let matrix = &matrices[number];
-            if matrix.len() != n * m {
-                let message = format!("cost matrix {number} has {} elements instead of {n} x {m}", matrix.len());
-                return Err(Error::usage(message));
-            }
-            if let Some(at) = matrix.iter().position(|c| !c.is_finite()) {
-                let (row, column, value) = (at / m, at % m, matrix[at]);
-                return Err(Error::usage(format!(
-                    "cost matrix {number} has the value {value} in row {row}, column {column}: costs must be finite"
-                )));
-            }
-            let least = matrix.iter().copied().fold(f64::INFINITY, f64::min);
-            let span = matrix.iter().copied().fold(f64::NEG_INFINITY, f64::max) - least;
-            let unit = if span > 0.0 { (-(span.log2().floor() + 1.0)).clamp(-1000.0, 1000.0).exp2() } else { 1.0 };
-            self.units[i] = (unit, if self.options.rho > 0.0 { 0.0 } else { least });
-            let shift = self.units[i].1;
-            let to = self.cpu.state_mut(self.cost);
-            for row in 0..n {
-                let at = p.cost as usize + row * stride;
-                to[at..at + stride].fill(0.0);
-                for (to, &c) in to[at..at + m].iter_mut().zip(&matrix[row * m..(row + 1) * m]) {
-                    *to = ((c - shift) * unit) as f32;
+        self.device.write_with(self.cost, |to| {
+            for (i, p) in self.table.problems.iter().enumerate() {
+                let (n, m, stride) = (p.n as usize, p.m as usize, p.stride as usize);
+                let number = self.first + i;
+                let matrix = &matrices[number];
+                if matrix.len() != n * m {
+                    let message = format!("cost matrix {number} has {} elements instead of {n} x {m}", matrix.len());
+                    return Err(Error::usage(message));
                 }
+                if let Some(at) = matrix.iter().position(|c| !c.is_finite()) {
+                    let (row, column, value) = (at / m, at % m, matrix[at]);
+                    return Err(Error::usage(format!(
+                        "cost matrix {number} has the value {value} in row {row}, column {column}: costs must be finite"
+                    )));
+                }
+                let least = matrix.iter().copied().fold(f64::INFINITY, f64::min);
+                let span = matrix.iter().copied().fold(f64::NEG_INFINITY, f64::max) - least;
+                let unit = if span > 0.0 { (-(span.log2().floor() + 1.0)).clamp(-1000.0, 1000.0).exp2() } else { 1.0 };
+                let shift = if self.options.rho > 0.0 { 0.0 } else { least };
+                let mut largest = 0.0f32;
+                for row in 0..n {
+                    let at = p.cost as usize + row * stride;
+                    to[at..at + stride].fill(0.0);
+                    let (to, from) = (&mut to[at..at + m], &matrix[row * m..(row + 1) * m]);
+                    to.iter_mut().zip(from).for_each(|(to, &c)| *to = ((c - shift) * unit) as f32);
+                    largest = to.iter().map(|c| c.abs()).fold(largest, f32::max);
+                }
+                self.units[i] = (unit, shift);
+                self.largest[i] = largest;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn put_weights(&mut self) -> Result<()> {
-        for (i, (p, problem)) in self.table.problems.iter().zip(self.problems).enumerate() {
-            for (left, start, len) in [(true, p.f as usize, p.n as usize), (false, p.g as usize, p.m as usize)] {
-                let to = &mut self.cpu.state_mut(self.weights)[start..start + len];
-                let Some((a, b)) = &problem.weights else {
-                    to.fill((1.0 / len as f64) as f32);
-                    continue;
-                };
-                let given = if left { a } else { b };
-                let (sum, number) = (given.iter().sum::<f64>(), self.first + i);
-                let bad = given.iter().position(|w| !(w.is_finite() && *w > 0.0));
-                if let Some(at) = bad {
-                    let value = given[at];
-                    return Err(Error::usage(format!(
-                        "weight {at} of problem {number} is {value}: weights are finite and at least 0"
-                    )));
+        self.device.write_with(self.weights, |all| {
+            for (i, (p, problem)) in self.table.problems.iter().zip(self.problems).enumerate() {
+                for (left, start, len) in [(true, p.f as usize, p.n as usize), (false, p.g as usize, p.m as usize)] {
+                    let to = &mut all[start..start + len];
+                    let Some((a, b)) = &problem.weights else {
+                        to.fill((1.0 / len as f64) as f32);
+                        continue;
+                    };
+                    let given = if left { a } else { b };
+                    let (sum, number) = (given.iter().sum::<f64>(), self.first + i);
+                    let bad = given.iter().position(|w| !(w.is_finite() && *w > 0.0));
+                    if let Some(at) = bad {
+                        let value = given[at];
+                        return Err(Error::usage(format!(
+                            "weight {at} of problem {number} is {value}: weights are finite and at least 0"
+                        )));
+                    }
+                    if given.len() != len || (sum - 1.0).abs() > 1e-6 {
+                        return Err(Error::usage(format!(
+                            "problem {number} has {} weights of sum {sum} for {len} points: one each, of sum 1",
+                            given.len()
+                        )));
+                    }
+                    to.iter_mut().zip(given).for_each(|(to, &w)| *to = (w / sum) as f32);
                 }
-                if given.len() != len || (sum - 1.0).abs() > 1e-6 {
-                    return Err(Error::usage(format!(
-                        "problem {number} has {} weights of sum {sum} for {len} points: one each, of sum 1",
-                        given.len()
-                    )));
-                }
-                to.iter_mut().zip(given).for_each(|(to, &w)| *to = (w / sum) as f32);
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Largest cost and eps of each problem, in the units of the device.
-    fn extents(&self) -> Result<Vec<Extent>> {
-        let costs = self.cpu.state(self.cost);
+    fn extents(&mut self) -> Result<Vec<Extent>> {
+        let costs = &*self.device.read(self.cost)?;
         let extent = |(i, p): (usize, &crate::ops::transport::Problem)| {
             let row = |r: usize| {
                 let at = p.cost as usize + r * p.stride as usize;
@@ -449,6 +470,7 @@ impl<'a> Piece<'a> {
             Schedule::GeomLoss { .. } => Rule::Annealed,
         };
         let mut most = self.options.iterations;
+        let mut schedule = Vec::with_capacity(extents.len() * SCHEDULE);
         for (i, extent) in extents.iter().enumerate() {
             let (unit, _) = self.units[i];
             let last = extent.epsilon;
@@ -465,11 +487,11 @@ impl<'a> Piece<'a> {
             if steps > 0 {
                 most = most.max(steps + 2);
             }
-            let row =
+            let row: [f64; SCHEDULE] =
                 [first, last, factor, self.options.tolerance, most as f64, self.options.rho * unit, steps as f64, 0.0];
-            let to = &mut self.cpu.state_mut(self.schedule)[i * SCHEDULE..(i + 1) * SCHEDULE];
-            to.iter_mut().zip(row).for_each(|(to, v)| *to = v as f32);
+            schedule.extend(row.map(|v| v as f32));
         }
+        self.device.write(self.schedule, &schedule)?;
         let largest = self.table.problems.iter().map(|p| (p.n * p.stride) as usize).max().unwrap_or(0);
         let kernel = match self.options.domain {
             Domain::Auto => largest <= KERNEL_ELEMENTS,
@@ -483,18 +505,23 @@ impl<'a> Piece<'a> {
         let tensors = self.tensors(&mut certify);
         let rows = Certificate::record(&mut certify, Certificate { table: self.table.clone() }, tensors)?;
         let certify = Program::new("transport certificate", certify, &[rows]);
-        let sinkhorn = self.cpu.prepare(Program::new("sinkhorn", sinkhorn, &[]))?;
-        let certify = self.cpu.prepare(certify)?;
-        let running = |cpu: &Cpu, status| cpu.state(status).chunks_exact(STATUS).any(|s| s[3] == 0.0);
-        while running(&self.cpu, self.status) {
+        let sinkhorn = self.device.prepare(Program::new("sinkhorn", sinkhorn, &[]))?;
+        let certify = self.device.prepare(certify)?;
+        while self.device.read(self.status)?.chunks_exact(STATUS).any(|s| s[3] == 0.0) {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::usage("stopped as asked; transport keeps no checkpoint, so start it again"));
             }
-            self.cpu.run(&sinkhorn);
+            self.device.run(&sinkhorn)?;
         }
-        self.cpu.run(&certify);
-        let values = self.cpu.read(&certify, rows);
-        (0..self.problems.len()).map(|i| self.solution(i, &values[i * CERTIFICATE..(i + 1) * CERTIFICATE])).collect()
+        self.device.run(&certify)?;
+        let values = self.device.read_tensor(&certify, rows)?;
+        let status = self.device.read(self.status)?.into_owned();
+        let potentials = match self.options.potentials {
+            true => Some(self.device.read(self.potentials)?.into_owned()),
+            false => None,
+        };
+        let found = values.chunks_exact(CERTIFICATE).zip(status.chunks_exact(STATUS)).enumerate();
+        found.map(|(i, found)| self.solution(i, found, potentials.as_deref())).collect()
     }
 
     fn tensors(&self, graph: &mut Graph) -> SinkhornTensors {
@@ -507,10 +534,14 @@ impl<'a> Piece<'a> {
         }
     }
 
-    fn solution(&self, i: usize, certificate: &[f32]) -> Result<Solution> {
+    fn solution(
+        &self,
+        i: usize,
+        (certificate, status): (&[f32], &[f32]),
+        potentials: Option<&[f32]>,
+    ) -> Result<Solution> {
         let value = |v: usize| f64::from(certificate[2 * v]) + f64::from(certificate[2 * v + 1]);
         let [cost, upper, lower, dual, rows, columns, mass] = std::array::from_fn(value);
-        let status = &self.cpu.state(self.status)[i * STATUS..(i + 1) * STATUS];
         let (unit, shift) = self.units[i];
         if ![cost, upper, lower, dual].iter().all(|v| v.is_finite()) {
             let epsilon = f64::from(status[1]) / unit;
@@ -522,8 +553,7 @@ impl<'a> Piece<'a> {
         let slack = self.slack(i, upper);
         let shifted = |v: f64| v / unit + shift;
         let p = &self.table.problems[i];
-        let side = |start: u32, len: u32, shift: f64| -> Vec<f64> {
-            let all = self.cpu.state(self.potentials);
+        let side = |all: &[f32], start: u32, len: u32, shift: f64| -> Vec<f64> {
             all[start as usize..(start + len) as usize].iter().map(|&f| f64::from(f) / unit + shift).collect()
         };
         Ok(Solution {
@@ -536,7 +566,7 @@ impl<'a> Piece<'a> {
             iterations: status[0] as usize,
             converged: status[3] == 1.0,
             epsilon: f64::from(status[1]) / unit,
-            potentials: self.options.potentials.then(|| (side(p.f, p.n, shift), side(p.g, p.m, 0.0))),
+            potentials: potentials.map(|all| (side(all, p.f, p.n, shift), side(all, p.g, p.m, 0.0))),
         })
     }
 
@@ -557,13 +587,8 @@ impl<'a> Piece<'a> {
                 let rounding = 4.0 * u * r * (s * upper.max(0.0)).sqrt() + 4.0 * s * (u * r).powi(2);
                 sums + rounding + 4.0 * u * (4.0 * s * r * r + label)
             }
-            Costs::Matrices(_) => {
-                // After shift and scale all costs lie in 0..1; unshifted ones (unbalanced) below their largest.
-                let p = &self.table.problems[i];
-                let start = p.cost as usize;
-                let all = &self.cpu.state(self.cost)[start..start + (p.n * p.stride) as usize];
-                8.0 * u * f64::from(all.iter().map(|c| c.abs()).fold(0.0f32, f32::max))
-            }
+            // After shift and scale all costs lie in 0..1; unshifted ones (unbalanced) below their largest.
+            Costs::Matrices(_) => 8.0 * u * f64::from(self.largest[i]),
         }
     }
 }

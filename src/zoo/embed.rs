@@ -8,17 +8,18 @@ use serde::Serialize;
 use super::Entry;
 use crate::config::SearchConfig;
 use crate::data::{Dataset, Normalisation};
+use crate::device::DeviceSpec;
 use crate::embedding::embedder::Trunk;
 use crate::embedding::{Coreset, Embedder, Profile, Sample};
 use crate::error::{Error, Result};
 use crate::run::{self, Observer};
 
 /// The trunk of an entry as the embedder `zoo`. Pixels are normalised by the statistics of the entry's sources, each with
-/// the same share, whatever dataset they belong to.
+/// the same share, whatever dataset they belong to. `on`: the device, and the threads of the processor.
 ///
 /// # Errors
 /// [`Error::Usage`] for the profile `paper`, [`Error::Input`] if the entry lacks a tensor.
-pub fn trunk(entry: &Entry, path: &Path, profile: Profile, threads: usize) -> Result<Embedder> {
+pub fn trunk(entry: &Entry, path: &Path, profile: Profile, on: (DeviceSpec, usize)) -> Result<Embedder> {
     let network = entry.network();
     let trunk = Trunk {
         weights: entry.tensors.get_weights(path, "", &network.layout)?,
@@ -28,7 +29,7 @@ pub fn trunk(entry: &Entry, path: &Path, profile: Profile, threads: usize) -> Re
         hash: entry.tensors.checksum(),
         network,
     };
-    Embedder::trunk(trunk, profile, threads)
+    Embedder::trunk(trunk, profile, on)
 }
 
 /// Statistics of the mixture of datasets in which each has the same share.

@@ -1,0 +1,152 @@
+//! Names of devices: `cpu`, `wgpu`, `cuda`, the latter two with a number where a machine has several.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Which device computes. Settings keep any name, so that a run can go on where there is another device; whether this
+/// build has it is checked where a user names it and where it is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceSpec {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A GPU by way of Vulkan, Metal or Direct3D; without a number the fastest.
+    Wgpu(Option<usize>),
+    /// An NVIDIA GPU; without a number the first.
+    Cuda(Option<usize>),
+}
+
+/// Kinds of devices, and whether this build has them. Those of a GPU are called like their cargo features.
+const KINDS: [(&str, bool); 3] = [("cpu", true), ("wgpu", false), ("cuda", false)];
+
+/// The kinds that this build has.
+fn built() -> String {
+    KINDS.iter().filter(|kind| kind.1).map(|kind| kind.0).collect::<Vec<_>>().join(", ")
+}
+
+impl DeviceSpec {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Wgpu(_) => "wgpu",
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Whether it is the processor, as settings assume where they name no device.
+    pub fn is_cpu(&self) -> bool {
+        *self == Self::Cpu
+    }
+
+    /// Refuses a device that this build does not have.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the cargo feature that is missing.
+    pub fn check(self) -> Result<()> {
+        match KINDS.contains(&(self.kind(), true)) {
+            true => Ok(()),
+            false => Err(self.missing()),
+        }
+    }
+
+    /// The error of a device that this build does not have.
+    pub(super) fn missing(self) -> Error {
+        let (kind, built) = (self.kind(), built());
+        Error::usage(format!(
+            "device `{self}`: this build has {built}; `cargo build --release --features {kind}` makes one that has {kind}"
+        ))
+    }
+
+    /// Reads a name of any build.
+    fn parse(text: &str) -> Option<Self> {
+        let number = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        match text.split_once(':') {
+            None if text == "cpu" => Some(Self::Cpu),
+            None if text == "wgpu" => Some(Self::Wgpu(None)),
+            None if text == "cuda" => Some(Self::Cuda(None)),
+            Some(("wgpu", n)) => number(n).map(|n| Self::Wgpu(Some(n))),
+            Some(("cuda", n)) => number(n).map(|n| Self::Cuda(Some(n))),
+            _ => None,
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceSpec {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        let unknown = || {
+            let built = built();
+            Error::usage(format!("device `{text}`: expected cpu, wgpu, wgpu:N, cuda or cuda:N; this build has {built}"))
+        };
+        Self::parse(&text).ok_or_else(unknown)
+    }
+}
+
+impl FromStr for DeviceSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let spec = Self::try_from(text.to_string())?;
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+impl From<DeviceSpec> for String {
+    fn from(spec: DeviceSpec) -> Self {
+        spec.to_string()
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wgpu(Some(n)) | Self::Cuda(Some(n)) => write!(f, "{}:{n}", self.kind()),
+            _ => f.write_str(self.kind()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for text in ["cpu", "wgpu", "wgpu:0", "wgpu:12", "cuda", "cuda:1"] {
+            let spec = DeviceSpec::try_from(text.to_string()).unwrap();
+            assert_eq!(spec.to_string(), text);
+            let json = serde_json::to_string(&spec).unwrap();
+            assert_eq!(json, format!("\"{text}\""));
+            assert_eq!(serde_json::from_str::<DeviceSpec>(&json).unwrap(), spec);
+        }
+    }
+
+    #[test]
+    fn bad_names_say_what_is_possible() {
+        for text in ["", "gpu", "CPU", "cpu:0", "wgpu:", "cuda:-1", "cuda:+1", "cuda:x", "wgpu:1:2"] {
+            let message = text.parse::<DeviceSpec>().unwrap_err().to_string();
+            assert!(
+                message.contains("expected cpu, wgpu, wgpu:N") && message.contains("this build has cpu"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_built_names_its_feature() {
+        for (kind, built) in KINDS {
+            let spec = kind.parse::<DeviceSpec>();
+            assert_eq!(spec.is_ok(), built);
+            if let Err(error) = spec {
+                assert!(error.to_string().contains(&format!("--features {kind}")), "{error}");
+            }
+        }
+    }
+}
