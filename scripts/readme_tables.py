@@ -10,6 +10,7 @@ README = os.path.join(ROOT, "README.md")
 RESULTS = os.path.join(ROOT, "benches", "results")
 # The newest results; the comment around a table names the one that it is made of.
 PEERS, GROWTH = "2026-11-24-peers.json", "2026-11-24-growth.json"
+EXPERIMENT = "2026-11-25-experiment.json"
 
 
 def title(case):
@@ -117,10 +118,48 @@ def growth(result):
     return "\n".join(out)
 
 
+NAMES = {"scratch": "scratch", "nearest": "nearest source (OT)", "multi": "multi-dataset supernet", "random": "random source",
+         "largest": "largest source", "weights_only": "nearest, weights only", "alphas_only": "nearest, alphas only",
+         "finetune": "fine-tuned network of the nearest"}
+
+
+def experiment(result):
+    protocol = result["protocol"]
+    interval = lambda s: f"{100 * s['mean']:+.2f} [{100 * s['interval'][0]:+.2f}, {100 * s['interval'][1]:+.2f}]"
+    spread = lambda s: f"{100 * s['mean']:.2f} ± {100 * s['deviation']:.2f}"
+    cell = lambda text: text if text else "–"
+    out = [f"{len(protocol['data'])} targets, {len(result['seeds'])} seeds, images of {protocol['size'][0]}x{protocol['size'][1]}, "
+           f"C={protocol['space'][0]} L={protocol['space'][1]}, {protocol['epochs']} epochs of search in every arm, then "
+           f"{protocol['training_epochs']} of training with C={protocol['training_channels']}; "
+           f"{result['finished'][0]} of {result['finished'][1]} jobs.", "",
+           "| arm | test accuracy, % | gain over scratch, points [95 %] | targets gained | epochs to scratch's best | sooner | "
+           "never there | regret, points |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        epochs, speedup, regret = row.get("epochs"), row.get("speedup"), row.get("regret")
+        own = row["policy"] == "scratch"
+        out.append(f"| {NAMES[row['policy']]} | {spread(row['test_accuracy'])} | {'–' if own else interval(row['gain'])} | "
+                   f"{'–' if own else str(row['positive']) + ' of ' + str(len(row['targets']))} | "
+                   f"{cell(epochs and format(epochs['mean'], '.1f'))} | {cell(speedup and format(speedup, '.1f') + ' x')} | "
+                   f"{cell(epochs and str(len(row['never'])))} | {cell(regret and format(100 * regret['mean'], '.2f'))} |")
+    targets = [r["target"] for r in result["relations"]]
+    out += ["", f"| test accuracy, % | {' | '.join(targets)} |", f"| --- |{' --- |' * len(targets)}"]
+    for row in result["rows"]:
+        of = {t["target"]: spread(t["test_accuracy"]) for t in row["targets"]}
+        out.append(f"| {NAMES[row['policy']]} | {' | '.join(of[t] for t in targets)} |")
+    rho = lambda s: f"{s['mean']:+.2f} ± {s['deviation']:.2f}"
+    seconds = sum(p["seconds"] for p in result["pretraining"])
+    joint = sum(p["seconds"] for p in result["pretraining"] if p["name"].startswith("without-"))
+    out += ["", f"Rank correlation of distance with gain {rho(result['with_gain'])} (-1: the nearer the better), with epochs "
+            f"{rho(result['with_epochs'])} (+1: the nearer the sooner), over targets. Pretraining took {seconds / 60:.0f} minutes of "
+            f"one thread, of it {joint / 60:.0f} for the supernets of five datasets."]
+    return "\n".join(out)
+
+
 TABLES = [
     ("steps and layers", PEERS, peers),
     ("growth of the step", GROWTH, growth),
     ("transport", PEERS, transport),
+    ("transfer", EXPERIMENT, experiment),
 ]
 
 

@@ -168,4 +168,11 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("folded", "p.left;", "p.top;"), "padding as if the map were square");
     assert!(broken("elementary", "+ t[other * lanes]", "+ t[0]"), "a wrong partner in a reduction");
     assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
+    assert!(broken("transport", "own.sum *= exp2f(own.top - top);", ""), "powers of different exponents");
+    assert!(
+        broken("transport", "= shifts[i];\n    __syncthreads();", "= shifts[i];"),
+        "shifts that are not all staged"
+    );
+    assert!(broken("transport", "if (now.state != 0.0f) return;", ""), "iterations of what is done");
+    assert!(broken("transport", "x[k] = i < count ?", "x[k] = true ?"), "padding that is read");
 }

@@ -207,5 +207,6 @@ fn broken_shaders_are_noticed() {
     assert!(broken(" + (cross >> 16u)", ""), "a lost carry of a draw");
     assert!(broken("min(4u, inputs - i)", "4u"), "a product over more channels than there are");
     assert!(broken("far % p.stride == 0u", "true"), "a gradient through pixels that a stride skips");
+    assert!(broken("own.sum *= exp2(own.top - top);", ""), "powers of different exponents");
     assert!(broken("fn quad(", "fn quart("), "a shader that does not compile");
 }
