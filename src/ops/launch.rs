@@ -23,6 +23,7 @@ pub mod jobs;
 pub mod merge;
 pub mod mixture;
 pub mod norm;
+pub mod separable;
 
 use std::ops::Range;
 
@@ -175,6 +176,7 @@ impl Op {
         match self {
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
+            Self::Separable(op) => Some(op),
             Self::Statistics(op) => Some(op),
             _ => None,
         }

@@ -10,6 +10,7 @@ mod cuda_cpu;
 mod harness;
 mod nvrtc;
 mod records;
+mod separable_cases;
 mod wgsl;
 
 use std::io::Write;

@@ -5,6 +5,7 @@ use supernet::device::source::{COMMON, SOURCES, Source, source};
 use supernet::ops::launch::fold::{FoldMoments, FoldSums};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
+use supernet::ops::launch::separable::{self, SeparableJob};
 use supernet::ops::launch::{PAGES, Record, mixture, norm};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
@@ -50,12 +51,24 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<FoldSums>(source("fold"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
+    compare::<SeparableJob>(source("separable"));
+    for (name, value) in separable::FLAGS {
+        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+        assert!(source("separable").cuda.contains(&cuda) && source("separable").shader.contains(&wgsl), "{name}");
+    }
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
     }
     // Constants that decide which rows a block covers.
-    for (stem, name, value) in [("statistics", "TILE", norm::TILE), ("mixture", "ROWS", mixture::ROWS)] {
+    for (stem, name, value) in [
+        ("statistics", "TILE", norm::TILE),
+        ("mixture", "ROWS", mixture::ROWS),
+        ("separable", "PIXELS", separable::PIXELS),
+        ("separable", "ROWS", separable::ROWS),
+        ("separable", "STEP", separable::STEP),
+        ("separable", "COLUMNS", separable::COLUMNS),
+    ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
     }
