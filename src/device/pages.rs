@@ -92,9 +92,14 @@ impl Placed {
         for node in program.nodes() {
             let name = node.op.name();
             if node.op.lower().is_none() {
-                return Err(Error::usage(format!("`{}`: op `{name}` has no GPU kernel; use --device cpu", program.name)));
+                return Err(Error::usage(format!(
+                    "`{}`: op `{name}` has no GPU kernel; use --device cpu",
+                    program.name
+                )));
             }
-            check_page(scratch(graph, node), store.page, || format!("scratch of an op `{name}` of `{}`", program.name))?;
+            check_page(scratch(graph, node), store.page, || {
+                format!("scratch of an op `{name}` of `{}`", program.name)
+            })?;
             for output in &node.outputs {
                 let base = graph.info(graph.base(output.tensor));
                 let what = || format!("tensor `{}` {} of `{}`", base.name, base.shape, program.name);

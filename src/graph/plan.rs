@@ -139,7 +139,8 @@ impl Plan {
         let mut scratch = vec![(0, 0); end];
         let mut arena = 0;
         for (extent, first, last, tensor) in order {
-            let within_page = |at: usize| if at / page < (at + extent - 1) / page { at.next_multiple_of(page) } else { at };
+            let within_page =
+                |at: usize| if at / page < (at + extent - 1) / page { at.next_multiple_of(page) } else { at };
             let mut at = 0;
             // `placed` is sorted by start, so the first gap that fits is the lowest.
             for block in placed.iter().filter(|b| b.first <= last && first <= b.last) {

@@ -26,6 +26,7 @@ pub mod jobs;
 pub mod merge;
 pub mod mixture;
 pub mod norm;
+pub mod separable;
 pub mod transport;
 
 use std::ops::Range;
@@ -179,6 +180,7 @@ impl Op {
         match self {
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
+            Self::Separable(op) => Some(op),
             Self::Statistics(op) => Some(op),
             Self::Augment(op) => Some(op),
             Self::DropMask(op) => Some(op),

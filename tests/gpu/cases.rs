@@ -61,7 +61,7 @@ fn statistics(shape: Shape, slice: Slice, mean: f64) -> Case {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Norm {
+pub(super) enum Norm {
     Plain,
     Batch,
     Affine,
@@ -221,5 +221,6 @@ pub fn all() -> Vec<Case> {
     cases.extend(super::folded_cases::all());
     cases.extend(super::elementary_cases::all());
     cases.extend(super::transport_cases::all());
+    cases.extend(super::separable_cases::all());
     cases
 }

@@ -13,6 +13,7 @@ mod folded_cases;
 mod harness;
 mod nvrtc;
 mod records;
+mod separable_cases;
 mod transport_cases;
 mod wgsl;
 

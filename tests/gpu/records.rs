@@ -9,6 +9,7 @@ use supernet::ops::launch::fold::{FoldMoments, FoldSums};
 use supernet::ops::launch::folded::FoldedParams;
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
+use supernet::ops::launch::separable::{self, SeparableJob};
 use supernet::ops::launch::transport::{TransportParams, TransportProblem};
 use supernet::ops::launch::{PAGES, Record, augment, folded, mixture, norm, transport};
 
@@ -62,6 +63,11 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<MixtureSource>(source("mixture"));
     compare::<TransportParams>(source("transport"));
     compare::<TransportProblem>(source("transport"));
+    compare::<SeparableJob>(source("separable"));
+    for (name, value) in separable::FLAGS {
+        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+        assert!(source("separable").cuda.contains(&cuda) && source("separable").shader.contains(&wgsl), "{name}");
+    }
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
@@ -72,6 +78,10 @@ fn records_have_the_same_fields_in_all_three_languages() {
         ("mixture", "ROWS", mixture::ROWS),
         ("transport", "TILE", transport::TILE),
         ("transport", "SIDE", transport::SIDE),
+        ("separable", "PIXELS", separable::PIXELS),
+        ("separable", "ROWS", separable::ROWS),
+        ("separable", "STEP", separable::STEP),
+        ("separable", "COLUMNS", separable::COLUMNS),
     ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");

@@ -2,7 +2,7 @@
 //! the chunks' moments. Merging follows Chan, Golub & LeVeque (1979): centred throughout, never the mean of squares minus the squared mean.
 
 use super::jobs::{self, Job};
-use super::{Lanes, Launch, Lower, Places, Spot, fold, record};
+use super::{Lanes, Launch, Lower, Place, Places, Spot, fold, record};
 use crate::graph::Shape;
 use crate::ops::norm::Statistics;
 
@@ -37,33 +37,45 @@ record! {
     }
 }
 
-fn chunks(shape: Shape) -> (usize, usize) {
+/// Chunks of a map.
+pub(super) fn chunks(shape: Shape) -> usize {
+    chunk(shape).1
+}
+
+/// Rows of a chunk, and chunks.
+fn chunk(shape: Shape) -> (usize, usize) {
     Lanes::new(shape.c).chunks(shape.rows(), TILE, CHUNKS)
+}
+
+/// Moments of the chunks of maps, each with the scratch that they go to.
+pub(super) fn partial(maps: &[(Place, Place)]) -> Vec<Launch> {
+    jobs::launches("statistics", "statistics_partial", maps, |&(map, partial), slots| {
+        let Lanes { lanes, groups, .. } = Lanes::new(map.shape.c);
+        let (chunk_rows, chunks) = chunk(map.shape);
+        let record = StatisticsJob {
+            rows: map.shape.rows() as u32,
+            channels: map.shape.c as u32,
+            lanes: lanes as u32,
+            groups: groups as u32,
+            chunk_rows: chunk_rows as u32,
+            map_stride: map.row_stride,
+            map: slots.reads(map),
+            partial: slots.writes(partial),
+            ..Default::default()
+        };
+        Job { records: vec![record], blocks: chunks * groups, wide: map.wide() }
+    })
 }
 
 impl Lower for Statistics {
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        fold::moments_len(inputs[0].c, chunks(inputs[0]).1)
+        fold::moments_len(inputs[0].c, chunks(inputs[0]))
     }
 
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
-        let (map, shape) = (at.inputs[0], at.inputs[0].shape);
-        let Lanes { lanes, groups, .. } = Lanes::new(shape.c);
-        let (chunk_rows, chunks) = chunks(shape);
-        let mut launches = jobs::launches("statistics", "statistics_partial", &[map], |map, slots| {
-            let record = StatisticsJob {
-                rows: shape.rows() as u32,
-                channels: shape.c as u32,
-                lanes: lanes as u32,
-                groups: groups as u32,
-                chunk_rows: chunk_rows as u32,
-                map_stride: map.row_stride,
-                map: slots.reads(*map),
-                partial: slots.writes(at.scratch),
-                ..Default::default()
-            };
-            Job { records: vec![record], blocks: chunks * groups, wide: map.wide() }
-        });
+        let map = at.inputs[0];
+        let mut launches = partial(&[(map, at.scratch)]);
+        let chunks = chunks(map.shape);
         let moments = fold::Moments { partial: at.scratch, chunks, mean: at.outputs[0], variance: at.outputs[1] };
         launches.extend(fold::moments(&[moments]));
         launches
