@@ -93,3 +93,6 @@ __device__ inline float block_sum(float v) {
     __syncthreads();
     return sum;
 }
+
+// Neither NaN nor infinite.
+__device__ inline bool is_finite(float v) { return fabsf(v) <= 3.402823466e38f; }

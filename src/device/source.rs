@@ -24,7 +24,7 @@ macro_rules! sources {
     };
 }
 
-sources! { "mixture", "statistics" }
+sources! { "mixture", "optimiser", "second_order", "statistics" }
 
 /// The header that every CUDA source includes.
 pub const COMMON: &str = include_str!("../../kernels/common.cuh");

@@ -20,6 +20,8 @@
 
 pub mod mixture;
 pub mod norm;
+pub mod optimiser;
+pub mod second_order;
 
 use std::ops::Range;
 
@@ -156,9 +158,16 @@ impl Op {
     /// How the op runs on GPUs, if it has kernels there.
     pub fn lower(&self) -> Option<&dyn Lower> {
         match self {
+            Self::Adam(op) => Some(op),
+            Self::GlobalNorm(op) => Some(op),
+            Self::HessianTerm(op) => Some(op),
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
+            Self::Perturb(op) => Some(op),
+            Self::RunningUpdate(op) => Some(op),
+            Self::Sgd(op) => Some(op),
             Self::Statistics(op) => Some(op),
+            Self::Unroll(op) => Some(op),
             _ => None,
         }
     }
@@ -229,6 +238,20 @@ impl Slots {
     fn writes(&mut self, place: Place) -> Spot {
         self.written.push(place);
         self.slot(place)
+    }
+
+    /// The launch of `[source, kernel]` that touches these tensors, of a kernel that takes no table.
+    fn launch<P: Record>(&self, [source, kernel]: [&'static str; 2], wide: bool, blocks: usize, params: &P) -> Launch {
+        Launch {
+            source,
+            kernel,
+            wide,
+            params: bytemuck::bytes_of(params).to_vec(),
+            table: Vec::new(),
+            pages: self.pages.clone(),
+            grid: grid(blocks),
+            block: BLOCK,
+        }
     }
 
     fn clashes(&self, other: &Self) -> bool {

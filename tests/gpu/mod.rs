@@ -9,6 +9,7 @@ mod cases;
 mod cuda_cpu;
 mod harness;
 mod nvrtc;
+mod optimiser_cases;
 mod records;
 mod wgsl;
 

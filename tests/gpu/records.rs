@@ -4,7 +4,10 @@
 use supernet::device::source::{COMMON, SOURCES, Source, source};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsParams;
-use supernet::ops::launch::{PAGES, Record, mixture, norm};
+use supernet::ops::launch::optimiser::{AdamParams, NormParams, RunningParams, RunningStretch, SgdParams};
+use supernet::ops::launch::second_order::{HessianParams, PerturbParams, UnrollParams};
+use supernet::ops::launch::{PAGES, Record, mixture, norm, optimiser};
+use supernet::ops::optimiser::NORM_BLOCK;
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
 fn fields(text: &str, name: &str, end: char, split: impl Fn(&str) -> (&str, &str)) -> Vec<(String, String)> {
@@ -47,16 +50,29 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<StatisticsParams>(source("statistics"));
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
+    compare::<NormParams>(source("optimiser"));
+    compare::<SgdParams>(source("optimiser"));
+    compare::<AdamParams>(source("optimiser"));
+    compare::<RunningParams>(source("optimiser"));
+    compare::<RunningStretch>(source("optimiser"));
+    compare::<UnrollParams>(source("second_order"));
+    compare::<PerturbParams>(source("second_order"));
+    compare::<HessianParams>(source("second_order"));
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
     }
     // Constants that decide which rows a block covers.
-    for (stem, name, value) in [("statistics", "TILE", norm::TILE), ("mixture", "ROWS", mixture::ROWS)] {
+    for (stem, name, value) in [
+        ("statistics", "TILE", norm::TILE),
+        ("mixture", "ROWS", mixture::ROWS),
+        ("optimiser", "NORM_BLOCK", NORM_BLOCK),
+    ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
     }
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
+    assert!(source("optimiser").shader.contains(&format!("const TABLE: u32 = {};", optimiser::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
 }
 
