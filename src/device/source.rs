@@ -24,7 +24,9 @@ macro_rules! sources {
     };
 }
 
-sources! { "mixture", "optimiser", "second_order", "statistics" }
+sources! {
+    "elementwise", "global_pool", "loss", "mixture", "optimiser", "second_order", "softmax", "statistics",
+}
 
 /// The header that every CUDA source includes.
 pub const COMMON: &str = include_str!("../../kernels/common.cuh");

@@ -18,10 +18,14 @@
 //! To give an op its launches: implement [`Lower`] in `ops/launch/<family>.rs`, name it in [`Op::lower`], write the
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
+pub mod elementwise;
+pub mod global_pool;
+pub mod loss;
 pub mod mixture;
 pub mod norm;
 pub mod optimiser;
 pub mod second_order;
+pub mod softmax;
 
 use std::ops::Range;
 
@@ -158,14 +162,24 @@ impl Op {
     /// How the op runs on GPUs, if it has kernels there.
     pub fn lower(&self) -> Option<&dyn Lower> {
         match self {
+            Self::Accumulate(op) => Some(op),
             Self::Adam(op) => Some(op),
+            Self::Affine(op) => Some(op),
+            Self::CrossEntropy(op) => Some(op),
+            Self::CrossEntropyBackward(op) => Some(op),
+            Self::Fill(op) => Some(op),
             Self::GlobalNorm(op) => Some(op),
+            Self::GlobalPool(op) => Some(op),
+            Self::GlobalPoolBackward(op) => Some(op),
             Self::HessianTerm(op) => Some(op),
+            Self::Linear(op) => Some(op),
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
             Self::Perturb(op) => Some(op),
             Self::RunningUpdate(op) => Some(op),
             Self::Sgd(op) => Some(op),
+            Self::Softmax(op) => Some(op),
+            Self::SoftmaxBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
             Self::Unroll(op) => Some(op),
             _ => None,

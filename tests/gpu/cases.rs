@@ -218,5 +218,7 @@ pub fn all() -> Vec<Case> {
     let large = Setting { shape: Shape::map(5, 30, 30, 64), ..setting };
     cases.push(mixture("many chunks", large, &[weighted(affine, 0), masked(weighted(batch, 1), 0)]));
     cases.extend(super::optimiser_cases::all());
+    cases.extend(super::loss_cases::all());
+    cases.extend(super::elementwise_cases::all());
     cases
 }

@@ -163,5 +163,13 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("statistics", barrier, "const"), "a missing barrier");
     assert!(broken("mixture", condition, &format!("{condition} __syncthreads();")), "a divergent barrier");
     assert!(broken("statistics", "(a.count * share) * ", ""), "a wrong merge of moments");
+    assert!(broken("optimiser", "if (!is_finite(norm))", "if (false)"), "a step after a norm that is not finite");
+    assert!(broken("optimiser", "x < -0.5f", "x < 0.0f"), "1 - beta^t as a difference");
+    assert!(broken("second_order", "norm == 0.0f ? radius :", ""), "a direction of zero");
+    assert!(broken("softmax", "(dp[c] - dot)", "dp[c]"), "a gradient without its sum");
+    assert!(broken("loss", "&& j < row.label", ""), "ties at a better rank");
+    assert!(broken("loss", "&& is_finite(label)", ""), "a NaN as a hit");
+    assert!(broken("elementwise", "t.mask)[row / p.pixels]", "t.mask)[row % p.pixels]"), "the wrong image's factor");
+    assert!(broken("global_pool", "row / p.pixels", "row % p.pixels"), "the wrong image's mean");
     assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
 }

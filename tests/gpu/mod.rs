@@ -7,7 +7,9 @@
 mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
+mod elementwise_cases;
 mod harness;
+mod loss_cases;
 mod nvrtc;
 mod optimiser_cases;
 mod records;

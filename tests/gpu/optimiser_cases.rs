@@ -1,5 +1,5 @@
-//! Cases of flat vectors: optimisers, running statistics, second-order updates. Vectors of one element, of odd sizes, of
-//! several blocks, at odd offsets; norms that clip, are zero or not finite; first and late steps of Adam.
+//! Cases of flat vectors: optimisers, running statistics, second-order updates. Vectors of one element, of odd
+//! sizes, of several blocks, at odd offsets; norms that clip, are zero or not finite; first and late steps of Adam.
 
 use supernet::graph::{Output, Shape, Tensor};
 use supernet::ops::optimiser::{Adam, GlobalNorm, Sgd};

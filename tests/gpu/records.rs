@@ -2,11 +2,15 @@
 //! compares the declarations, and the entry points of kernels and shaders.
 
 use supernet::device::source::{COMMON, SOURCES, Source, source};
+use supernet::ops::launch::elementwise::{AffineTerm, ElementwiseParams, LinearSource};
+use supernet::ops::launch::global_pool::GlobalPoolParams;
+use supernet::ops::launch::loss::{AccumulateParams, LossParams};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsParams;
 use supernet::ops::launch::optimiser::{AdamParams, NormParams, RunningParams, RunningStretch, SgdParams};
 use supernet::ops::launch::second_order::{HessianParams, PerturbParams, UnrollParams};
-use supernet::ops::launch::{PAGES, Record, mixture, norm, optimiser};
+use supernet::ops::launch::softmax::SoftmaxParams;
+use supernet::ops::launch::{PAGES, Record, elementwise, global_pool, mixture, norm, optimiser};
 use supernet::ops::optimiser::NORM_BLOCK;
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
@@ -58,6 +62,13 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<UnrollParams>(source("second_order"));
     compare::<PerturbParams>(source("second_order"));
     compare::<HessianParams>(source("second_order"));
+    compare::<SoftmaxParams>(source("softmax"));
+    compare::<LossParams>(source("loss"));
+    compare::<AccumulateParams>(source("loss"));
+    compare::<ElementwiseParams>(source("elementwise"));
+    compare::<LinearSource>(source("elementwise"));
+    compare::<AffineTerm>(source("elementwise"));
+    compare::<GlobalPoolParams>(source("global_pool"));
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
@@ -67,12 +78,18 @@ fn records_have_the_same_fields_in_all_three_languages() {
         ("statistics", "TILE", norm::TILE),
         ("mixture", "ROWS", mixture::ROWS),
         ("optimiser", "NORM_BLOCK", NORM_BLOCK),
+        ("elementwise", "TILE", elementwise::TILE),
+        ("elementwise", "ROWS", elementwise::ROWS),
+        ("elementwise", "MASK", elementwise::MASK as usize),
+        ("elementwise", "COEF", elementwise::COEF as usize),
+        ("global_pool", "ROWS", global_pool::ROWS),
     ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
     }
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
     assert!(source("optimiser").shader.contains(&format!("const TABLE: u32 = {};", optimiser::TABLE)));
+    assert!(source("elementwise").shader.contains(&format!("const TABLE: u32 = {};", elementwise::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
 }
 

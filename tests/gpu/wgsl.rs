@@ -204,5 +204,8 @@ fn broken_shaders_are_noticed() {
     assert!(broken("(a.count * share) * ", ""), "a wrong merge of moments");
     assert!(broken("k < valid; k++", "k < 4u; k++"), "accesses beyond the last channel");
     assert!(broken("row / p.pixels", "row % p.pixels"), "the wrong image's factor");
+    assert!(broken("!= 0x7f800000u", "!= 1u"), "a step after a norm that is not finite");
+    assert!(broken("better < 1.0 && is_finite(label)", "better < 1.0"), "a NaN as a hit");
+    assert!(broken("2u * terms[i].coef_stride", "terms[i].coef_stride"), "the wrong coefficient");
     assert!(broken("fn quad(", "fn quart("), "a shader that does not compile");
 }

@@ -1,6 +1,6 @@
-//! Optimisers and running statistics on GPUs: updates of flat vectors, a thread four neighbouring elements. The norm sums
-//! blocks of [`NORM_BLOCK`] elements, then the blocks. Every update reads the norm itself and leaves its outputs alone if it
-//! is not finite.
+//! Optimisers and running statistics on GPUs: updates of flat vectors, a thread four neighbouring elements. The
+//! norm sums blocks of [`NORM_BLOCK`] elements, then the blocks. Every update reads the norm itself and leaves its
+//! outputs alone if it is not finite.
 
 use super::{BLOCK, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, record};
 use crate::graph::Shape;

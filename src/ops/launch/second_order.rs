@@ -1,4 +1,5 @@
-//! The vector updates of the unrolled architecture step on GPUs: one launch each, a thread four neighbouring elements.
+//! The vector updates of the unrolled architecture step on GPUs: one launch each, a thread four neighbouring
+//! elements.
 
 use super::optimiser::{blocks, wide};
 use super::{Launch, Lower, Places, Slots, Spot, record};
