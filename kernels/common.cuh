@@ -187,3 +187,6 @@ __device__ inline float uniform_of(unsigned word) { return float(word >> 8) * (1
 
 // A word as an integer below n.
 __device__ inline unsigned below(unsigned word, unsigned n) { return mulhi(word, n); }
+
+// Neither NaN nor infinite.
+__device__ inline bool is_finite(float v) { return fabsf(v) <= 3.402823466e38f; }

@@ -162,4 +162,25 @@ fn uniform_of(word: u32) -> f32 {
 // A word as an integer below n.
 fn below(word: u32, n: u32) -> u32 {
     return mulhi(word, n);
+
+var<workgroup> block_values: array<f32, BLOCK>;
+
+// Sum over all threads of the block, in a fixed order; every thread gets it.
+fn block_sum(v: f32, thread: u32) -> f32 {
+    block_values[thread] = v;
+    workgroupBarrier();
+    for (var half = BLOCK / 2u; half > 0u; half /= 2u) {
+        if thread < half {
+            block_values[thread] += block_values[thread + half];
+        }
+        workgroupBarrier();
+    }
+    let sum = block_values[0];
+    workgroupBarrier();
+    return sum;
+}
+
+// Neither NaN nor infinite: judged by the exponent's bits, for WGSL compilers may assume that comparisons meet neither.
+fn is_finite(v: f32) -> bool {
+    return (bitcast<u32>(v) & 0x7f800000u) != 0x7f800000u;
 }

@@ -20,13 +20,19 @@
 
 pub mod augment;
 pub mod elementary;
+pub mod elementwise;
 pub mod fold;
 pub mod folded;
+pub mod global_pool;
 pub mod jobs;
+pub mod loss;
 pub mod merge;
 pub mod mixture;
 pub mod norm;
+pub mod optimiser;
+pub mod second_order;
 pub mod separable;
+pub mod softmax;
 pub mod transport;
 
 use std::ops::Range;
@@ -178,6 +184,17 @@ impl Op {
     /// How the op runs on GPUs, if it has kernels there.
     pub fn lower(&self) -> Option<&dyn Lower> {
         match self {
+            Self::Accumulate(op) => Some(op),
+            Self::Adam(op) => Some(op),
+            Self::Affine(op) => Some(op),
+            Self::CrossEntropy(op) => Some(op),
+            Self::CrossEntropyBackward(op) => Some(op),
+            Self::Fill(op) => Some(op),
+            Self::GlobalNorm(op) => Some(op),
+            Self::GlobalPool(op) => Some(op),
+            Self::GlobalPoolBackward(op) => Some(op),
+            Self::HessianTerm(op) => Some(op),
+            Self::Linear(op) => Some(op),
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
             Self::Separable(op) => Some(op),
@@ -195,6 +212,12 @@ impl Op {
             Self::DepthwiseBackward(op) => Some(op),
             Self::PairCost(op) => Some(op),
             Self::Sinkhorn(op) => Some(op),
+            Self::Perturb(op) => Some(op),
+            Self::RunningUpdate(op) => Some(op),
+            Self::Sgd(op) => Some(op),
+            Self::Softmax(op) => Some(op),
+            Self::SoftmaxBackward(op) => Some(op),
+            Self::Unroll(op) => Some(op),
             _ => None,
         }
     }
@@ -265,6 +288,21 @@ impl Slots {
     fn writes(&mut self, place: Place) -> Spot {
         self.written.push(place);
         self.slot(place)
+    }
+
+    /// The launch of `[source, kernel]` that touches these tensors, of a kernel that takes no table.
+    fn launch<P: Record>(&self, [source, kernel]: [&'static str; 2], wide: bool, blocks: usize, params: &P) -> Launch {
+        Launch {
+            source,
+            kernel,
+            wide,
+            params: bytemuck::bytes_of(params).to_vec(),
+            table: Vec::new(),
+            pages: self.pages.clone(),
+            grid: grid(blocks),
+            block: BLOCK,
+            jobs: None,
+        }
     }
 
     fn clashes(&self, other: &Self) -> bool {

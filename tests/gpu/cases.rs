@@ -222,5 +222,8 @@ pub fn all() -> Vec<Case> {
     cases.extend(super::elementary_cases::all());
     cases.extend(super::transport_cases::all());
     cases.extend(super::separable_cases::all());
+    cases.extend(super::optimiser_cases::all());
+    cases.extend(super::loss_cases::all());
+    cases.extend(super::elementwise_cases::all());
     cases
 }

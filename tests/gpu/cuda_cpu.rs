@@ -167,6 +167,14 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("augment", "a.z >> 31", "a.w >> 31"), "the wrong word of a draw");
     assert!(broken("folded", "p.left;", "p.top;"), "padding as if the map were square");
     assert!(broken("elementary", "+ t[other * lanes]", "+ t[0]"), "a wrong partner in a reduction");
+    assert!(broken("optimiser", "if (!is_finite(norm))", "if (false)"), "a step after a norm that is not finite");
+    assert!(broken("optimiser", "x < -0.5f", "x < 0.0f"), "1 - beta^t as a difference");
+    assert!(broken("second_order", "norm == 0.0f ? radius :", ""), "a direction of zero");
+    assert!(broken("softmax", "(dp[c] - dot)", "dp[c]"), "a gradient without its sum");
+    assert!(broken("loss", "&& j < row.label", ""), "ties at a better rank");
+    assert!(broken("loss", "&& is_finite(label)", ""), "a NaN as a hit");
+    assert!(broken("elementwise", "t.mask)[row / p.pixels]", "t.mask)[row % p.pixels]"), "the wrong image's factor");
+    assert!(broken("global_pool", "row / p.pixels", "row % p.pixels"), "the wrong image's mean");
     assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
     assert!(broken("transport", "own.sum *= exp2f(own.top - top);", ""), "powers of different exponents");
     assert!(

@@ -9,9 +9,12 @@ mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
 mod elementary_cases;
+mod elementwise_cases;
 mod folded_cases;
 mod harness;
+mod loss_cases;
 mod nvrtc;
+mod optimiser_cases;
 mod records;
 mod separable_cases;
 mod transport_cases;

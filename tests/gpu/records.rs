@@ -5,13 +5,22 @@ use supernet::device::source::{COMMON, SOURCES, Source, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
 use supernet::ops::launch::elementary::ElementaryParams;
+use supernet::ops::launch::elementwise::{AffineTerm, ElementwiseParams, LinearSource};
 use supernet::ops::launch::fold::{FoldMoments, FoldSums};
 use supernet::ops::launch::folded::FoldedParams;
+use supernet::ops::launch::global_pool::GlobalPoolParams;
+use supernet::ops::launch::loss::{AccumulateParams, LossParams};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
+use supernet::ops::launch::optimiser::{AdamParams, NormParams, RunningParams, RunningStretch, SgdParams};
+use supernet::ops::launch::second_order::{HessianParams, PerturbParams, UnrollParams};
 use supernet::ops::launch::separable::{self, SeparableJob};
+use supernet::ops::launch::softmax::SoftmaxParams;
 use supernet::ops::launch::transport::{TransportParams, TransportProblem};
-use supernet::ops::launch::{PAGES, Record, augment, folded, mixture, norm, transport};
+use supernet::ops::launch::{
+    PAGES, Record, augment, elementwise, folded, global_pool, mixture, norm, optimiser, transport,
+};
+use supernet::ops::optimiser::NORM_BLOCK;
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
 fn fields(text: &str, name: &str, end: char, split: impl Fn(&str) -> (&str, &str)) -> Vec<(String, String)> {
@@ -68,6 +77,21 @@ fn records_have_the_same_fields_in_all_three_languages() {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("separable").cuda.contains(&cuda) && source("separable").shader.contains(&wgsl), "{name}");
     }
+    compare::<NormParams>(source("optimiser"));
+    compare::<SgdParams>(source("optimiser"));
+    compare::<AdamParams>(source("optimiser"));
+    compare::<RunningParams>(source("optimiser"));
+    compare::<RunningStretch>(source("optimiser"));
+    compare::<UnrollParams>(source("second_order"));
+    compare::<PerturbParams>(source("second_order"));
+    compare::<HessianParams>(source("second_order"));
+    compare::<SoftmaxParams>(source("softmax"));
+    compare::<LossParams>(source("loss"));
+    compare::<AccumulateParams>(source("loss"));
+    compare::<ElementwiseParams>(source("elementwise"));
+    compare::<LinearSource>(source("elementwise"));
+    compare::<AffineTerm>(source("elementwise"));
+    compare::<GlobalPoolParams>(source("global_pool"));
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source("mixture").cuda.contains(&cuda) && source("mixture").shader.contains(&wgsl), "{name}");
@@ -82,6 +106,12 @@ fn records_have_the_same_fields_in_all_three_languages() {
         ("separable", "ROWS", separable::ROWS),
         ("separable", "STEP", separable::STEP),
         ("separable", "COLUMNS", separable::COLUMNS),
+        ("optimiser", "NORM_BLOCK", NORM_BLOCK),
+        ("elementwise", "TILE", elementwise::TILE),
+        ("elementwise", "ROWS", elementwise::ROWS),
+        ("elementwise", "MASK", elementwise::MASK as usize),
+        ("elementwise", "COEF", elementwise::COEF as usize),
+        ("global_pool", "ROWS", global_pool::ROWS),
     ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
@@ -105,6 +135,8 @@ fn records_have_the_same_fields_in_all_three_languages() {
     assert!(source("augment").shader.contains(&format!("const TABLE: u32 = {};", augment::TABLE)));
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
     assert!(source("transport").shader.contains(&format!("const TABLE: u32 = {};", transport::TABLE)));
+    assert!(source("optimiser").shader.contains(&format!("const TABLE: u32 = {};", optimiser::TABLE)));
+    assert!(source("elementwise").shader.contains(&format!("const TABLE: u32 = {};", elementwise::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
 }
 
