@@ -466,7 +466,7 @@ impl Search<'_> {
     fn finish_epoch(&mut self, start: Instant, turns: &[usize], first_step: usize) -> Result<Value> {
         let mut sums = |sums: fn(&SearchStates) -> State| -> Result<Vec<(usize, Score)>> {
             let tasks = self.tasks.iter().enumerate().filter(|(t, _)| turns.contains(t));
-            tasks.map(|(t, task)| Ok((t, Score::from_sums(&*self.device.read(sums(&task.states))?)))).collect()
+            tasks.map(|(t, task)| Ok((t, Score::from_sums(&self.device.read(sums(&task.states))?)))).collect()
         };
         let (training, architecture) = (sums(|s| s.model.train_sums)?, sums(|s| s.valid_sums)?);
         let seconds_training = start.elapsed().as_secs_f64();
