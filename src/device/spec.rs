@@ -21,7 +21,7 @@ pub enum DeviceSpec {
     Cuda(Option<usize>),
 }
 
-/// Kinds of devices, and whether this build has them. Those of a GPU are called like their cargo features.
+/// Kinds of devices, and whether this build has them. 
 const KINDS: [(&str, bool); 3] = [("cpu", true), ("wgpu", false), ("cuda", false)];
 
 /// The kinds that this build has.
@@ -46,7 +46,7 @@ impl DeviceSpec {
     /// Refuses a device that this build does not have.
     ///
     /// # Errors
-    /// [`Error::Usage`] naming the cargo feature that is missing.
+    /// [`Error::Usage`] naming the engine that is missing.
     pub fn check(self) -> Result<()> {
         match KINDS.contains(&(self.kind(), true)) {
             true => Ok(()),
@@ -57,9 +57,7 @@ impl DeviceSpec {
     /// The error of a device that this build does not have.
     pub(super) fn missing(self) -> Error {
         let (kind, built) = (self.kind(), built());
-        Error::usage(format!(
-            "device `{self}`: this build has {built}; `cargo build --release --features {kind}` makes one that has {kind}"
-        ))
+        Error::usage(format!("device `{self}`: this build has {built}; there is no {kind} engine in it"))
     }
 
     /// Reads a name of any build.
@@ -140,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_built_names_its_feature() {
+    fn a_device_that_is_not_built_is_named() {
         for (kind, built) in KINDS {
             let spec = kind.parse::<DeviceSpec>();
             assert_eq!(spec.is_ok(), built);
             if let Err(error) = spec {
-                assert!(error.to_string().contains(&format!("--features {kind}")), "{error}");
+                assert!(error.to_string().contains(&format!("no {kind} engine")), "{error}");
             }
         }
     }
