@@ -24,7 +24,7 @@ macro_rules! sources {
     };
 }
 
-sources! { "fold", "mixture", "statistics" }
+sources! { "dense", "fold", "mixture", "pool", "statistics" }
 
 /// The header that every CUDA source includes.
 pub const COMMON: &str = include_str!("../../kernels/common.cuh");

@@ -18,11 +18,15 @@
 //! To give an op its launches: implement [`Lower`] in `ops/launch/<family>.rs`, name it in [`Op::lower`], write the
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
+pub mod dense;
 pub mod fold;
 pub mod jobs;
 pub mod merge;
 pub mod mixture;
 pub mod norm;
+pub mod pool;
+pub mod reduce;
+mod terms;
 
 use std::ops::Range;
 
@@ -173,8 +177,14 @@ impl Op {
     /// How the op runs on GPUs, if it has kernels there.
     pub fn lower(&self) -> Option<&dyn Lower> {
         match self {
+            Self::Dense(op) => Some(op),
+            Self::DenseBackward(op) => Some(op),
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
+            Self::Pool(op) => Some(op),
+            Self::PoolBackward(op) => Some(op),
+            Self::Reduce(op) => Some(op),
+            Self::ReduceBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
             _ => None,
         }

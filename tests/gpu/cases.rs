@@ -11,19 +11,19 @@ use supernet::random::{normal, philox4x32_10};
 use super::harness::Case;
 
 /// Channels `start..` of a map with `total` channels; None: the whole map.
-type Slice = Option<(usize, usize)>;
+pub(super) type Slice = Option<(usize, usize)>;
 
-struct Builder {
-    case: Case,
+pub(super) struct Builder {
+    pub(super) case: Case,
 }
 
 impl Builder {
-    fn new(name: String) -> Self {
+    pub(super) fn new(name: String) -> Self {
         Self { case: Case { name, graph: Graph::new(), layout: StoreLayout::new(), values: Vec::new() } }
     }
 
     /// A state with the value that `value` makes of a standard normal.
-    fn state(&mut self, name: &str, shape: Shape, value: impl Fn(f64) -> f64) -> Tensor {
+    pub(super) fn state(&mut self, name: &str, shape: Shape, value: impl Fn(f64) -> f64) -> Tensor {
         let state = self.case.layout.add(name, shape);
         let draw = |i: usize| {
             let [a, b, ..] = philox4x32_10([i as u32, state.id, 0, 0], [7, 0]);
@@ -34,14 +34,14 @@ impl Builder {
     }
 
     /// A map of `shape`, possibly within a wider one.
-    fn map(&mut self, name: &str, shape: Shape, slice: Slice, value: impl Fn(f64) -> f64) -> Tensor {
+    pub(super) fn map(&mut self, name: &str, shape: Shape, slice: Slice, value: impl Fn(f64) -> f64) -> Tensor {
         let Some((total, start)) = slice else { return self.state(name, shape, value) };
         let whole = self.state(name, shape.with_channels(total), value);
         self.case.graph.channels(whole, start, shape.c).expect("the slice lies within the map")
     }
 
     /// Something to be written: NaN, or if it is to accumulate, values.
-    fn output(&mut self, name: &str, shape: Shape, slice: Slice, accumulate: bool) -> Output {
+    pub(super) fn output(&mut self, name: &str, shape: Shape, slice: Slice, accumulate: bool) -> Output {
         let value = move |x: f64| if accumulate { x } else { f64::NAN };
         Output { tensor: self.map(name, shape, slice, value), accumulate }
     }
@@ -217,5 +217,8 @@ pub fn all() -> Vec<Case> {
     cases.push(mixture("a sum", alone, &[plain, plain]));
     let large = Setting { shape: Shape::map(5, 30, 30, 64), ..setting };
     cases.push(mixture("many chunks", large, &[weighted(affine, 0), masked(weighted(batch, 1), 0)]));
+    cases.extend(super::dense_cases::all());
+    cases.extend(super::pool_cases::all());
+    cases.extend(super::reduce_cases::all());
     cases
 }

@@ -7,9 +7,12 @@
 mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
+mod dense_cases;
 mod harness;
 mod nvrtc;
+mod pool_cases;
 mod records;
+mod reduce_cases;
 mod wgsl;
 
 use std::io::Write;

@@ -2,9 +2,11 @@
 //! compares the declarations, and the entry points of kernels and shaders.
 
 use supernet::device::source::{COMMON, SOURCES, Source, source};
+use supernet::ops::launch::dense::{self, DenseInput, DenseJob, DenseWeight};
 use supernet::ops::launch::fold::{FoldMoments, FoldSums};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
+use supernet::ops::launch::pool::{self, PoolJob, PoolTerm};
 use supernet::ops::launch::{PAGES, Record, mixture, norm};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
@@ -45,6 +47,17 @@ fn compare<R: Record>(source: Source) {
 
 #[test]
 fn records_have_the_same_fields_in_all_three_languages() {
+    compare::<DenseJob>(source("dense"));
+    compare::<DenseInput>(source("dense"));
+    compare::<DenseWeight>(source("dense"));
+    compare::<PoolJob>(source("pool"));
+    compare::<PoolTerm>(source("pool"));
+    for (stem, flags) in [("dense", dense::FLAGS), ("pool", pool::FLAGS)] {
+        for (name, value) in flags {
+            let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+            assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{stem}: {name}");
+        }
+    }
     compare::<StatisticsJob>(source("statistics"));
     compare::<FoldMoments>(source("fold"));
     compare::<FoldSums>(source("fold"));
