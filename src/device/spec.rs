@@ -21,7 +21,7 @@ pub enum DeviceSpec {
     Cuda(Option<usize>),
 }
 
-/// Kinds of devices, and whether this build has them. 
+/// Kinds of devices, and whether this build has them.
 const KINDS: [(&str, bool); 3] = [("cpu", true), ("wgpu", false), ("cuda", false)];
 
 /// The kinds that this build has.

@@ -19,6 +19,7 @@
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
 pub mod augment;
+pub mod dense;
 pub mod elementary;
 pub mod elementwise;
 pub mod fold;
@@ -30,9 +31,12 @@ pub mod merge;
 pub mod mixture;
 pub mod norm;
 pub mod optimiser;
+pub mod pool;
+pub mod reduce;
 pub mod second_order;
 pub mod separable;
 pub mod softmax;
+mod terms;
 pub mod transport;
 
 use std::ops::Range;
@@ -198,6 +202,12 @@ impl Op {
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
             Self::Separable(op) => Some(op),
+            Self::Dense(op) => Some(op),
+            Self::DenseBackward(op) => Some(op),
+            Self::Pool(op) => Some(op),
+            Self::PoolBackward(op) => Some(op),
+            Self::Reduce(op) => Some(op),
+            Self::ReduceBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
             Self::Augment(op) => Some(op),
             Self::DropMask(op) => Some(op),

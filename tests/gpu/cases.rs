@@ -225,5 +225,8 @@ pub fn all() -> Vec<Case> {
     cases.extend(super::optimiser_cases::all());
     cases.extend(super::loss_cases::all());
     cases.extend(super::elementwise_cases::all());
+    cases.extend(super::dense_cases::all());
+    cases.extend(super::pool_cases::all());
+    cases.extend(super::reduce_cases::all());
     cases
 }

@@ -8,6 +8,7 @@ mod augment_cases;
 mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
+mod dense_cases;
 mod elementary_cases;
 mod elementwise_cases;
 mod folded_cases;
@@ -15,7 +16,9 @@ mod harness;
 mod loss_cases;
 mod nvrtc;
 mod optimiser_cases;
+mod pool_cases;
 mod records;
+mod reduce_cases;
 mod separable_cases;
 mod transport_cases;
 mod wgsl;

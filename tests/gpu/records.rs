@@ -4,6 +4,7 @@
 use supernet::device::source::{COMMON, SOURCES, Source, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
+use supernet::ops::launch::dense::{self, DenseInput, DenseJob, DenseWeight};
 use supernet::ops::launch::elementary::ElementaryParams;
 use supernet::ops::launch::elementwise::{AffineTerm, ElementwiseParams, LinearSource};
 use supernet::ops::launch::fold::{FoldMoments, FoldSums};
@@ -13,6 +14,7 @@ use supernet::ops::launch::loss::{AccumulateParams, LossParams};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
 use supernet::ops::launch::optimiser::{AdamParams, NormParams, RunningParams, RunningStretch, SgdParams};
+use supernet::ops::launch::pool::{self, PoolJob, PoolTerm};
 use supernet::ops::launch::second_order::{HessianParams, PerturbParams, UnrollParams};
 use supernet::ops::launch::separable::{self, SeparableJob};
 use supernet::ops::launch::softmax::SoftmaxParams;
@@ -60,6 +62,17 @@ fn compare<R: Record>(source: Source) {
 
 #[test]
 fn records_have_the_same_fields_in_all_three_languages() {
+    compare::<DenseJob>(source("dense"));
+    compare::<DenseInput>(source("dense"));
+    compare::<DenseWeight>(source("dense"));
+    compare::<PoolJob>(source("pool"));
+    compare::<PoolTerm>(source("pool"));
+    for (stem, flags) in [("dense", dense::FLAGS), ("pool", pool::FLAGS)] {
+        for (name, value) in flags {
+            let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+            assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{stem}: {name}");
+        }
+    }
     compare::<StatisticsJob>(source("statistics"));
     compare::<FoldMoments>(source("fold"));
     compare::<FoldSums>(source("fold"));
