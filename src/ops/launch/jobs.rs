@@ -141,7 +141,8 @@ pub(super) fn join(a: &mut Launch, b: &Launch) {
     let (fields, before) = (b.jobs.unwrap_or(&[]), blocks(a));
     let slots = page_slots(&mut a.pages, &b.pages);
     let (words, spots) = (size(fields) / 4, spots(fields));
-    let mut table: Vec<u32> = bytemuck::pod_collect_to_vec(&b.table);
+    let word = |bytes: &[u8]| bytemuck::pod_read_unaligned::<u32>(bytes);
+    let mut table: Vec<u32> = b.table.chunks_exact(size_of::<u32>()).map(word).collect();
     for record in table.chunks_mut(words) {
         record[0] += before as u32;
         for &at in &spots {
