@@ -1,6 +1,6 @@
 //! Dense convolutions on GPUs. Forward, gradient of the map and gradient of the weights are products of matrices that are
 //! never built: kernels fetch patches of the map where they stand. The moments of the result come from the registers that
-//! hold it. Jobs are made of [`Convolution`]s, which other families use too.
+//! hold it. Jobs are made of `Convolution`s, which other families use too.
 
 use super::jobs::{self, Job};
 use super::terms::{PlacedTerm, TermSpots, stretches, take};

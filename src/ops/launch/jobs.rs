@@ -22,7 +22,7 @@ record! {
     }
 }
 
-/// What [`launches`] is told of one job.
+/// What `launches` is told of one job.
 pub struct Job<R> {
     /// Its records, without `first_block` and `blocks`.
     pub records: Vec<R>,
