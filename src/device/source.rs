@@ -24,7 +24,7 @@ macro_rules! sources {
     };
 }
 
-sources! { "fold", "mixture", "separable", "statistics" }
+sources! { "fold", "mixture", "separable", "separable_backward", "statistics" }
 
 /// The header that every CUDA source includes.
 pub const COMMON: &str = include_str!("../../kernels/common.cuh");

@@ -24,6 +24,8 @@ pub mod merge;
 pub mod mixture;
 pub mod norm;
 pub mod separable;
+pub mod separable_backward;
+pub mod separable_records;
 
 use std::ops::Range;
 
@@ -177,6 +179,7 @@ impl Op {
             Self::Mixture(op) => Some(op),
             Self::MixtureBackward(op) => Some(op),
             Self::Separable(op) => Some(op),
+            Self::SeparableBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
             _ => None,
         }

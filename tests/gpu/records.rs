@@ -6,6 +6,7 @@ use supernet::ops::launch::fold::{FoldMoments, FoldSums};
 use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
 use supernet::ops::launch::separable::{self, SeparableJob};
+use supernet::ops::launch::separable_records::{self, SeparableFold, SeparableGradient};
 use supernet::ops::launch::{PAGES, Record, mixture, norm};
 
 /// Fields of `struct <name> { ... }`, as type and name; `split` takes one field apart.
@@ -52,9 +53,13 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
     compare::<SeparableJob>(source("separable"));
-    for (name, value) in separable::FLAGS {
-        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
-        assert!(source("separable").cuda.contains(&cuda) && source("separable").shader.contains(&wgsl), "{name}");
+    compare::<SeparableGradient>(source("separable_backward"));
+    compare::<SeparableFold>(source("separable_backward"));
+    for (stem, flags) in [("separable", separable::FLAGS), ("separable_backward", separable_records::FLAGS)] {
+        for (name, value) in flags {
+            let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+            assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
+        }
     }
     for (name, value) in FLAGS {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
@@ -68,6 +73,8 @@ fn records_have_the_same_fields_in_all_three_languages() {
         ("separable", "ROWS", separable::ROWS),
         ("separable", "STEP", separable::STEP),
         ("separable", "COLUMNS", separable::COLUMNS),
+        ("separable_backward", "PIXELS", separable::PIXELS),
+        ("separable_backward", "ROWS", separable::ROWS),
     ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
