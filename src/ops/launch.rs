@@ -35,6 +35,8 @@ pub mod pool;
 pub mod reduce;
 pub mod second_order;
 pub mod separable;
+pub mod separable_backward;
+pub mod separable_records;
 pub mod softmax;
 mod terms;
 pub mod transport;
@@ -208,6 +210,7 @@ impl Op {
             Self::PoolBackward(op) => Some(op),
             Self::Reduce(op) => Some(op),
             Self::ReduceBackward(op) => Some(op),
+            Self::SeparableBackward(op) => Some(op),
             Self::Statistics(op) => Some(op),
             Self::Augment(op) => Some(op),
             Self::DropMask(op) => Some(op),

@@ -17,6 +17,7 @@ use supernet::ops::launch::optimiser::{AdamParams, NormParams, RunningParams, Ru
 use supernet::ops::launch::pool::{self, PoolJob, PoolTerm};
 use supernet::ops::launch::second_order::{HessianParams, PerturbParams, UnrollParams};
 use supernet::ops::launch::separable::{self, SeparableJob};
+use supernet::ops::launch::separable_records::{self, SeparableFold, SeparableGradient};
 use supernet::ops::launch::softmax::SoftmaxParams;
 use supernet::ops::launch::transport::{TransportParams, TransportProblem};
 use supernet::ops::launch::{
@@ -86,9 +87,13 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<TransportParams>(source("transport"));
     compare::<TransportProblem>(source("transport"));
     compare::<SeparableJob>(source("separable"));
-    for (name, value) in separable::FLAGS {
-        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
-        assert!(source("separable").cuda.contains(&cuda) && source("separable").shader.contains(&wgsl), "{name}");
+    compare::<SeparableGradient>(source("separable_backward"));
+    compare::<SeparableFold>(source("separable_backward"));
+    for (stem, flags) in [("separable", separable::FLAGS), ("separable_backward", separable_records::FLAGS)] {
+        for (name, value) in flags {
+            let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+            assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
+        }
     }
     compare::<NormParams>(source("optimiser"));
     compare::<SgdParams>(source("optimiser"));
@@ -125,6 +130,8 @@ fn records_have_the_same_fields_in_all_three_languages() {
         ("elementwise", "MASK", elementwise::MASK as usize),
         ("elementwise", "COEF", elementwise::COEF as usize),
         ("global_pool", "ROWS", global_pool::ROWS),
+        ("separable_backward", "PIXELS", separable::PIXELS),
+        ("separable_backward", "ROWS", separable::ROWS),
     ] {
         let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
         assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
