@@ -2,13 +2,17 @@
 //! buffer, no larger than the device binds at once; the store has pages of its own, the arena the ones behind them.
 
 use crate::error::{Error, Result};
-use crate::graph::plan::Plan;
+use crate::graph::plan::{Plan, Rules};
 use crate::graph::{Graph, Node, Program, Root, Shape, State, StoreLayout, Tensor};
 use crate::ops::launch::merge::{Lowered, merge};
 use crate::ops::launch::{Launch, Place, Places};
 
 /// Elements to which states are rounded: 256 bytes, the strictest alignment of bindings and copies.
 const GRAIN: usize = 64;
+
+/// Ops for which memory rests before it is reused. Measured on a first-order step C=16 L=8 batch 64, for 0, 2, 4 and 8 ops:
+/// 1,540, 1,338, 1,233 and 1,229 launches, 1,850, 1,878, 1,963 and 2,051 MiB.
+const LINGER: usize = 4;
 
 /// Where the states of a store lie.
 #[derive(Clone, Debug)]
@@ -106,7 +110,8 @@ impl Placed {
                 check_page(base.shape.len(), store.page, what)?;
             }
         }
-        Ok(Self { plan: Plan::new(graph, &program.results, store.page, |node| scratch(graph, node)) })
+        let rules = Rules { page: store.page, linger: LINGER };
+        Ok(Self { plan: Plan::new(graph, &program.results, rules, |node| scratch(graph, node)) })
     }
 
     /// Elements of the arena.
@@ -158,5 +163,42 @@ impl Placed {
     /// All launches of a replay, merged where ops do not depend on each other.
     pub fn launches(&self, program: &Program, store: &Store) -> Vec<Launch> {
         merge(self.lower(program, store))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SearchConfig;
+    use crate::data::{Geometry, Normalisation};
+    use crate::search::run::Setup;
+
+    /// Launches of a whole first-order step, both halves, one after the other and merged.
+    fn launches(channels: usize, layers: usize, batch: usize, page: usize) -> Result<[usize; 2]> {
+        let config = SearchConfig { data: "x".into(), channels, layers, batch, ..SearchConfig::default() };
+        let size = Geometry { height: 32, width: 32, channels: 3 };
+        let norm = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
+        let setup = Setup::new(&config, &[(10, norm)], size, batch)?;
+        let store = Store::new(&setup.layout, page)?;
+        let mut counts = [0; 2];
+        for program in [&setup.tasks[0].architecture, &setup.tasks[0].weight] {
+            let placed = Placed::new(program, &store)?;
+            let lowered = placed.lower(program, &store);
+            counts[0] += lowered.iter().map(|op| op.launches.len()).sum::<usize>();
+            counts[1] += merge(lowered).len();
+        }
+        Ok(counts)
+    }
+
+    #[test]
+    fn a_whole_step_takes_few_launches() {
+        let [apart, merged] = launches(16, 8, 64, 1 << 31).unwrap();
+        assert!(apart < 1_600 && merged < 1_250, "{apart} launches, {merged} merged");
+    }
+
+    #[test]
+    fn what_no_page_can_hold_is_refused_with_the_numbers() {
+        let message = launches(16, 8, 64, 1 << 20).unwrap_err().to_string();
+        assert!(message.contains("MiB in one piece") && message.contains("at most 4.0 MiB"), "{message}");
     }
 }

@@ -52,7 +52,7 @@ impl Program {
             let (inputs, outputs) = node.shapes(&graph);
             node.op.scratch(&inputs, &outputs)
         };
-        let plan = Plan::new(&graph, results, usize::MAX, scratch);
+        let plan = Plan::new(&graph, results, Rules { page: usize::MAX, linger: 0 }, scratch);
         Self { name: name.into(), graph, results: results.to_vec(), plan }
     }
 
@@ -98,6 +98,16 @@ impl Node {
     }
 }
 
+/// What a device asks of a plan.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// No tensor and no scratch crosses a multiple of so many elements; each is to fit one page.
+    pub page: usize,
+    /// Ops for which memory rests after its last use before it is given to others: ops that share no memory can share
+    /// launches.
+    pub linger: usize,
+}
+
 struct Block {
     start: usize,
     end: usize,
@@ -106,8 +116,9 @@ struct Block {
 }
 
 impl Plan {
-    /// Places everything so that no tensor and no scratch crosses a multiple of `page` elements; each is to fit one page.
-    pub(crate) fn new(graph: &Graph, results: &[Tensor], page: usize, scratch_of: impl Fn(&Node) -> usize) -> Self {
+    /// Places all tensors and each op's scratch.
+    pub(crate) fn new(graph: &Graph, results: &[Tensor], rules: Rules, scratch_of: impl Fn(&Node) -> usize) -> Self {
+        let Rules { page, linger } = rules;
         let count = graph.infos.len();
         let mut first = vec![usize::MAX; count];
         let mut last = vec![0; count];
@@ -132,6 +143,9 @@ impl Plan {
             if extent > 0 {
                 order.push((extent.next_multiple_of(ALIGNMENT), step, step, count + step));
             }
+        }
+        for (_, _, last, _) in &mut order {
+            *last += linger;
         }
         order.sort_unstable_by_key(|&(extent, first, _, t)| (std::cmp::Reverse(extent), first, t));
         let mut placed: Vec<Block> = Vec::with_capacity(order.len());
