@@ -341,7 +341,6 @@ fn fold(powers: Powers, rank: u32, ranks: u32, step: u32, t: u32) -> Powers {
     return own;
 }
 
-// Sum over all threads of the block, in a fixed order; every thread gets it.
 // As block_sum, but every thread gets a value that is uniform to the compiler, as barriers that depend on it need.
 fn uniform_sum(v: f32, t: u32) -> f32 {
     sums[t] = v;
