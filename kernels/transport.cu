@@ -246,7 +246,7 @@ struct Powers {
     float top, sum;
 };
 
-__device__ inline Powers merge(const Powers& a, const Powers& b) {
+__device__ inline Powers join(const Powers& a, const Powers& b) {
     const float top = fmaxf(a.top, b.top);
     return {top, a.sum * exp2f(a.top - top) + b.sum * exp2f(b.top - top)};
 }
@@ -281,7 +281,7 @@ __device__ inline Powers fold(Powers own, unsigned rank, unsigned ranks, unsigne
         tops[t] = own.top;
         sums[t] = own.sum;
         __syncthreads();
-        if (rank < half) own = merge(own, {tops[t + half * step], sums[t + half * step]});
+        if (rank < half) own = join(own, {tops[t + half * step], sums[t + half * step]});
         __syncthreads();
     }
     return own;

@@ -129,6 +129,7 @@ fn store_moments(chunk: Spot, m: Moments, channels: u32, channel: u32) {
     if channel == 0u {
         store4(ahead(chunk, 2u * padded(channels)), quad(m.count), 4u);
     }
+}
 
 // High word of a product, from products of halves: WGSL has no 64-bit integers.
 fn mulhi(a: u32, b: u32) -> u32 {
@@ -162,6 +163,7 @@ fn uniform_of(word: u32) -> f32 {
 // A word as an integer below n.
 fn below(word: u32, n: u32) -> u32 {
     return mulhi(word, n);
+}
 
 var<workgroup> block_values: array<f32, BLOCK>;
 

@@ -293,7 +293,7 @@ struct Powers {
     sum: f32,
 }
 
-fn merge(a: Powers, b: Powers) -> Powers {
+fn join(a: Powers, b: Powers) -> Powers {
     let top = max(a.top, b.top);
     return Powers(top, a.sum * exp2(a.top - top) + b.sum * exp2(b.top - top));
 }
@@ -334,15 +334,15 @@ fn fold(powers: Powers, rank: u32, ranks: u32, step: u32, t: u32) -> Powers {
         sums[t] = own.sum;
         workgroupBarrier();
         if rank < half {
-            own = merge(own, Powers(tops[t + half * step], sums[t + half * step]));
+            own = join(own, Powers(tops[t + half * step], sums[t + half * step]));
         }
         workgroupBarrier();
     }
     return own;
 }
 
-// Sum over all threads of the block, in a fixed order; every thread gets it.
-fn block_sum(v: f32, t: u32) -> f32 {
+// As block_sum, but every thread gets a value that is uniform to the compiler, as barriers that depend on it need.
+fn uniform_sum(v: f32, t: u32) -> f32 {
     sums[t] = v;
     workgroupBarrier();
     for (var half = BLOCK / 2u; half > 0u; half /= 2u) {
@@ -430,7 +430,7 @@ fn sinkhorn_small(
             next = moved(f, softs[t], pace);
         }
         shifts[t] = select(next, f, p.annealed != 0u) * pace.scale + log_a;
-        error = block_sum(error, t);
+        error = uniform_sum(error, t);
         if symmetric {
             g = next;
         } else {
@@ -574,7 +574,7 @@ fn sinkhorn_advance(
             store1(ahead(p.potentials, q.f + i), moved(f, soft, pace));
         }
     }
-    error = block_sum(error, thread);
+    error = uniform_sum(error, thread);
     if p.begin == 0u {
         now = advance(now, error);
     }
