@@ -48,6 +48,9 @@ pub enum Error {
     /// A kernel computes something else than the reference.
     #[error("{0}")]
     Parity(String),
+    /// A device is not usable, was lost, or refused a kernel.
+    #[error("{0}")]
+    Device(String),
     /// The user asked to stop; a checkpoint was written.
     #[error("interrupted; the state is saved in {}, continue with --resume", checkpoint.display())]
     Interrupted {
@@ -60,6 +63,11 @@ impl Error {
     /// A value given by the user cannot be used.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::Usage(message.into())
+    }
+
+    /// A device is not usable, was lost, or refused a kernel.
+    pub fn device(message: impl Into<String>) -> Self {
+        Self::Device(message.into())
     }
 
     /// The contents of `path` cannot be used.

@@ -5,6 +5,8 @@
 pub mod any;
 pub mod cpu;
 mod memory;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub mod paged;
 pub mod pages;
 pub mod reference;
 pub mod source;
