@@ -165,14 +165,14 @@ fn recipe(order: Order) -> SearchRecipe {
 }
 
 /// The small supernet of the fixtures, its states declared.
-struct Small {
+pub struct Small {
     network: Supernet,
     states: SearchStates,
-    layout: StoreLayout,
+    pub layout: StoreLayout,
 }
 
 impl Small {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let size = Geometry { height: 16, width: 16, channels: 3 };
         let network = Supernet::new(SearchSpace::darts(4, 4).unwrap(), size, 5);
         let mut layout = StoreLayout::new();

@@ -4,6 +4,10 @@
 use std::borrow::Cow;
 
 use super::cpu::Cpu;
+#[cfg(feature = "wgpu")]
+use super::paged::{Backend, Paged};
+#[cfg(feature = "wgpu")]
+use super::wgpu::Wgpu;
 use super::{DeviceSpec, Executable};
 use crate::error::Result;
 use crate::graph::{Program, State, StoreLayout, Tensor};
@@ -13,6 +17,9 @@ use crate::machine::level_name;
 pub enum Device {
     /// The processor.
     Cpu(Cpu),
+    /// A GPU by way of Vulkan, Metal or Direct3D.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Paged<Wgpu>),
 }
 
 impl Device {
@@ -24,7 +31,13 @@ impl Device {
     pub fn open(spec: &DeviceSpec, layout: &StoreLayout, threads: usize) -> Result<Self> {
         match spec {
             DeviceSpec::Cpu => Ok(Self::Cpu(Cpu::new(layout, threads)?)),
-            DeviceSpec::Wgpu(_) | DeviceSpec::Cuda(_) => Err(spec.missing()),
+            #[cfg(feature = "wgpu")]
+            DeviceSpec::Wgpu(index) => {
+                let options = super::wgpu::Options::default();
+                Ok(Self::Wgpu(Paged::new(Wgpu::open(*index, options)?, layout)?))
+            }
+            #[allow(unreachable_patterns, reason = "every device may be built in")]
+            _ => Err(spec.missing()),
         }
     }
 
@@ -32,6 +45,8 @@ impl Device {
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(cpu) => format!("cpu, {}, threads {}", level_name(cpu.level()), cpu.threads()),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.backend().name(),
         }
     }
 
@@ -42,6 +57,8 @@ impl Device {
     pub fn read(&mut self, state: State) -> Result<Cow<'_, [f32]>> {
         match self {
             Self::Cpu(cpu) => Ok(Cow::Borrowed(cpu.state(state))),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => Ok(Cow::Owned(gpu.read(state)?)),
         }
     }
 
@@ -56,6 +73,8 @@ impl Device {
     pub fn flag(&mut self, state: State) -> Result<bool> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.state(state)[0] != 0.0),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.flag(state),
         }
     }
 
@@ -69,6 +88,8 @@ impl Device {
     pub fn write(&mut self, state: State, values: &[f32]) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.state_mut(state).copy_from_slice(values),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.write(state, values)?,
         }
         Ok(())
     }
@@ -81,6 +102,13 @@ impl Device {
     pub fn write_with<T>(&mut self, state: State, put: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<T> {
         match self {
             Self::Cpu(cpu) => put(cpu.state_mut(state)),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => {
+                let mut values = vec![0.0; state.shape.len()];
+                let answer = put(&mut values)?;
+                gpu.write(state, &values)?;
+                Ok(answer)
+            }
         }
     }
 
@@ -91,6 +119,8 @@ impl Device {
     pub fn fill(&mut self, state: State, value: f32) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.state_mut(state).fill(value),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.write(state, &vec![value; state.shape.len()])?,
         }
         Ok(())
     }
@@ -103,6 +133,8 @@ impl Device {
     pub fn prepare(&mut self, program: Program) -> Result<Executable> {
         match self {
             Self::Cpu(cpu) => cpu.prepare(program),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.prepare(program),
         }
     }
 
@@ -113,6 +145,8 @@ impl Device {
     pub fn run(&mut self, exe: &Executable) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.run(exe),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.run(exe)?,
         }
         Ok(())
     }
@@ -124,6 +158,8 @@ impl Device {
     pub fn read_tensor(&mut self, exe: &Executable, tensor: Tensor) -> Result<Vec<f32>> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.read(exe, tensor)),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.read_tensor(exe, tensor),
         }
     }
 
@@ -135,6 +171,8 @@ impl Device {
     pub fn find_non_finite(&mut self, exe: &Executable) -> Result<Option<String>> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.find_non_finite(exe)),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.find_non_finite(exe),
         }
     }
 
@@ -142,6 +180,8 @@ impl Device {
     pub fn peak_bytes(&self) -> usize {
         match self {
             Self::Cpu(cpu) => cpu.peak_bytes(),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(gpu) => gpu.bytes(),
         }
     }
 }

@@ -12,6 +12,8 @@ pub mod reference;
 pub mod source;
 pub mod spec;
 pub mod view;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 use std::sync::Arc;
 

@@ -20,6 +20,7 @@ mod pool_cases;
 mod records;
 mod reduce_cases;
 mod separable_cases;
+mod steps;
 mod transport_cases;
 mod wgsl;
 
