@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use supernet::Error;
 use supernet::config::AlphaTransfer;
+use supernet::device::DeviceSpec;
 use supernet::experiment::protocol::{Arm, Experiment, Protocol, Shard};
 use supernet::experiment::report::Policy;
 use supernet::run::{Control, Silent};
@@ -65,7 +66,7 @@ fn a_small_experiment() {
     let stop = AtomicBool::new(false);
     let mut silent = Silent;
     let control = &mut Control { observer: &mut silent, stop: &stop };
-    let open = || Experiment::open(protocol.clone(), &out, 1).unwrap();
+    let open = || Experiment::open(protocol.clone(), &out, (DeviceSpec::Cpu, 1)).unwrap();
     let experiment = open();
     let early = experiment.run(WHOLE, control).unwrap_err().to_string();
     assert!(early.contains("run the pretraining first"), "{early}");
@@ -110,7 +111,9 @@ fn a_small_experiment() {
     assert_eq!(serde_json::to_value(again.report().unwrap()).unwrap(), serde_json::to_value(&report).unwrap());
 
     let other = Protocol { epochs: 3, ..protocol.clone() };
-    let Err(Error::Usage(message)) = Experiment::open(other, &out, 1) else { panic!("other settings were accepted") };
+    let Err(Error::Usage(message)) = Experiment::open(other, &out, (DeviceSpec::Cpu, 1)) else {
+        panic!("other settings were accepted")
+    };
     assert!(message.contains("other settings") && message.contains("--out"), "{message}");
 }
 
@@ -119,7 +122,9 @@ fn settings_that_make_no_experiment_are_refused() {
     let base = folder("refused");
     let good = tiny(&base);
     let refused = |protocol: Protocol, wanted: &str| {
-        let Err(Error::Usage(message)) = Experiment::open(protocol, &base.join("run"), 1) else { panic!("{wanted}") };
+        let Err(Error::Usage(message)) = Experiment::open(protocol, &base.join("run"), (DeviceSpec::Cpu, 1)) else {
+            panic!("{wanted}")
+        };
         assert!(message.contains(wanted), "{message}");
     };
     refused(Protocol { data: good.data[..2].to_vec(), ..good.clone() }, "at least three");

@@ -154,12 +154,12 @@ impl<T: Real> Engine for Reference<T> {
 
 const PLAIN: WeightOptimiser = WeightOptimiser { momentum: 0.9, decay: 3e-4, clip: 5.0 };
 
-fn plain_input(channels: usize) -> InputPipeline {
+pub fn plain_input(channels: usize) -> InputPipeline {
     let normalisation = Normalisation { mean: vec![0.0; channels], std: vec![1.0; channels] };
     InputPipeline { pad: 0, flip: false, cutout: 0, normalisation, seed: 0 }
 }
 
-fn recipe(order: Order) -> SearchRecipe {
+pub fn recipe(order: Order) -> SearchRecipe {
     let adam = Adam { beta1: 0.5, beta2: 0.999, eps: 1e-8, decay: 1e-3 };
     SearchRecipe { order, optimiser: PLAIN, adam, input: plain_input(3) }
 }
@@ -359,7 +359,11 @@ pub struct Tuned {
 
 impl Tuned {
     pub fn new(layout: &StoreLayout) -> Self {
-        Self { cpu: Cpu::new(layout, 2).unwrap(), prepared: Vec::new() }
+        Self::with(Cpu::new(layout, 2).unwrap())
+    }
+
+    pub fn with(cpu: Cpu) -> Self {
+        Self { cpu, prepared: Vec::new() }
     }
 
     /// Programs are told apart by name and number of ops; each is prepared once.

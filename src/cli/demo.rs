@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use supernet::device::DeviceSpec;
 use supernet::experiment::demo::{Demo, DemoReport, Side};
 use supernet::run::{Control, Observer};
 use supernet::zoo::Zoo;
@@ -43,6 +44,9 @@ pub struct Arguments {
     /// Seed of everything random.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// What computes: cpu, wgpu or cuda, the latter two with :N where there are several.
+    #[arg(long, value_name = "DEVICE", value_parser = parse::device, default_value = "cpu")]
+    device: DeviceSpec,
     /// Threads; 0 for all cores.
     #[arg(long, value_name = "T", default_value_t = 0)]
     threads: u16,
@@ -67,6 +71,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         epochs: arguments.epochs as usize,
         training_epochs: arguments.training_epochs as usize,
         seed: arguments.seed,
+        device: arguments.device,
         threads,
     };
     let stop = interrupt::catch()?;

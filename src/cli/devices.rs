@@ -13,9 +13,6 @@ Examples:
   supernet devices
   supernet devices --json";
 
-/// What devices of other kinds say until they are there.
-const NOT_BUILT: &str = "not built into this version";
-
 /// List the devices that can run networks.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
@@ -47,7 +44,11 @@ enum Device {
     },
     Wgpu {
         available: bool,
-        reason: &'static str,
+        /// Why there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+        #[cfg(feature = "wgpu")]
+        adapters: Vec<supernet::device::wgpu::Listed>,
     },
 }
 
@@ -61,9 +62,37 @@ pub fn run(json: bool) -> Result<()> {
         memory_bytes: memory("MemTotal:"),
         memory_available_bytes: memory("MemAvailable:"),
     };
-    let cuda = Device::Cuda { available: false, reason: NOT_BUILT };
-    let wgpu = Device::Wgpu { available: false, reason: NOT_BUILT };
-    output::print(json, &Report { devices: vec![cpu, cuda, wgpu] }, lines)
+    let cuda = Device::Cuda { available: false, reason: "not built in: build with --features cuda" };
+    output::print(json, &Report { devices: vec![cpu, cuda, wgpu()] }, lines)
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu() -> Device {
+    let adapters = supernet::device::wgpu::list();
+    let available = adapters.iter().any(|adapter| adapter.missing.is_none());
+    let reason = adapters.is_empty().then_some(supernet::device::wgpu::REMEDY);
+    Device::Wgpu { available, reason, adapters }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu() -> Device {
+    Device::Wgpu { available: false, reason: Some("not built in: build with --features wgpu") }
+}
+
+#[cfg(feature = "wgpu")]
+fn adapter(lines: Lines, adapter: &supernet::device::wgpu::Listed) -> Lines {
+    let yes = |has: bool| if has { "yes" } else { "no" };
+    let (least, most) = (adapter.subgroup[0], adapter.subgroup[1]);
+    lines
+        .add(adapter.device.as_str(), format!("{} ({}, {})", adapter.name, adapter.backend, adapter.class))
+        .add("  driver", &adapter.driver)
+        .add("  largest tensor", mib(adapter.binding_bytes as usize))
+        .add("  largest buffer", mib(adapter.buffer_bytes as usize))
+        .add("  workgroup memory", format!("{} bytes", adapter.workgroup_bytes))
+        .add("  subgroups", format!("{least} to {most} threads"))
+        .add("  half precision", yes(adapter.f16))
+        .add("  timestamps", yes(adapter.timestamps))
+        .add_some("  cannot be used", adapter.missing.as_deref())
 }
 
 fn lines(report: &Report) -> Lines {
@@ -76,6 +105,8 @@ fn lines(report: &Report) -> Lines {
             .add_some("  memory", memory_bytes.map(mib))
             .add_some("  memory available", memory_available_bytes.map(mib)),
         Device::Cuda { reason, .. } => lines.add("cuda", reason),
-        Device::Wgpu { reason, .. } => lines.add("wgpu", reason),
+        #[cfg(feature = "wgpu")]
+        Device::Wgpu { adapters, reason: None, .. } => adapters.iter().fold(lines, adapter),
+        Device::Wgpu { reason, .. } => lines.add("wgpu", format!("none: {}", reason.unwrap_or_default())),
     })
 }

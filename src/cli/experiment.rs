@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use supernet::Result;
 use supernet::bench::report::Table;
 use supernet::config::AlphaTransfer;
+use supernet::device::DeviceSpec;
 use supernet::experiment::protocol::{Experiment, Protocol, Shard};
 use supernet::experiment::report::{Report, Row};
 use supernet::experiment::statistics::Summary;
@@ -105,6 +106,9 @@ pub struct Arguments {
     /// Random horizontal flips.
     #[arg(long)]
     flip: bool,
+    /// What computes: cpu, wgpu or cuda, the latter two with :N where there are several.
+    #[arg(long, value_name = "DEVICE", value_parser = parse::device, default_value = "cpu")]
+    device: DeviceSpec,
     /// Threads; 0 for all cores. Results do not depend on it.
     #[arg(long, value_name = "T", default_value_t = 0)]
     threads: u16,
@@ -140,7 +144,7 @@ impl Arguments {
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let threads = usize::from(arguments.threads);
     folder::limit_threads(threads)?;
-    let experiment = Experiment::open(arguments.protocol(), &arguments.out, threads)?;
+    let experiment = Experiment::open(arguments.protocol(), &arguments.out, (arguments.device, threads))?;
     let stop = interrupt::catch()?;
     let mut progress = Progress::new();
     let mut control = Control { observer: &mut progress, stop: &stop };

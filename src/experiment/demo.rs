@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::job::{self, Searched, Trained};
 use crate::config::{SCRATCH, SearchConfig, TrainConfig};
+use crate::device::DeviceSpec;
 use crate::error::{Error, Result};
 use crate::run::Control;
 use crate::search::choose::Choice;
@@ -30,6 +31,8 @@ pub struct Demo {
     pub training_epochs: usize,
     /// Seed.
     pub seed: u64,
+    /// What computes.
+    pub device: DeviceSpec,
     /// Threads; 0: all cores.
     pub threads: usize,
 }
@@ -78,6 +81,7 @@ impl Demo {
             batch: 32,
             crop_padding: 2,
             seed: self.seed,
+            device: self.device,
             threads: self.threads,
             warm_start: warm_start.into(),
             zoo: self.zoo.clone(),
@@ -99,6 +103,7 @@ impl Demo {
             cutout: 6,
             crop_padding: 2,
             seed: self.seed,
+            device: self.device,
             threads: self.threads,
             ..TrainConfig::default()
         }

@@ -189,7 +189,7 @@ impl Protocol {
         Ok(cells)
     }
 
-    fn search(&self, data: Specs, threads: usize) -> SearchConfig {
+    fn search(&self, data: Specs, (device, threads): (DeviceSpec, usize)) -> SearchConfig {
         SearchConfig {
             data,
             size: Some(self.size),
@@ -199,12 +199,13 @@ impl Protocol {
             alpha_learning_rate: self.alpha_learning_rate,
             crop_padding: self.crop_padding,
             flip: self.flip,
+            device,
             threads,
             ..SearchConfig::default()
         }
     }
 
-    fn training(&self, data: &str, genotype: &str, seed: u64, threads: usize) -> TrainConfig {
+    fn training(&self, data: &str, genotype: &str, seed: u64, (device, threads): (DeviceSpec, usize)) -> TrainConfig {
         TrainConfig {
             genotype: genotype.into(),
             data: data.into(),
@@ -214,6 +215,7 @@ impl Protocol {
             epochs: self.training_epochs,
             batch: self.batch,
             seed,
+            device,
             threads,
             auxiliary: 0.0,
             drop_path: 0.1,
@@ -226,8 +228,9 @@ impl Protocol {
 
     fn check(&self) -> Result<()> {
         self.names()?;
-        self.search(self.data[0].as_str().into(), 0).check()?;
-        self.training(&self.data[0], "DARTS_V2", 0, 0).check()?;
+        let on = (DeviceSpec::Cpu, 1);
+        self.search(self.data[0].as_str().into(), on).check()?;
+        self.training(&self.data[0], "DARTS_V2", 0, on).check()?;
         let counts = [
             ("--epochs", self.epochs),
             ("--pretraining-epochs", self.pretraining_epochs),
@@ -257,7 +260,8 @@ pub struct Experiment {
     pub protocol: Protocol,
     names: Vec<String>,
     out: PathBuf,
-    threads: usize,
+    /// What computes, and its threads.
+    on: (DeviceSpec, usize),
 }
 
 impl Experiment {
@@ -265,7 +269,7 @@ impl Experiment {
     ///
     /// # Errors
     /// [`Error::Usage`] for settings that make no experiment or are not those of the folder.
-    pub fn open(protocol: Protocol, out: &Path, threads: usize) -> Result<Self> {
+    pub fn open(protocol: Protocol, out: &Path, on: (DeviceSpec, usize)) -> Result<Self> {
         protocol.check()?;
         let folder = RunFolder::create(out)?;
         match folder.read_json::<Protocol>("experiment.json")? {
@@ -278,7 +282,7 @@ impl Experiment {
             Some(_) => {}
             None => folder.write_json("experiment.json", &protocol)?,
         }
-        Ok(Self { names: protocol.names()?, protocol, out: out.to_path_buf(), threads })
+        Ok(Self { names: protocol.names()?, protocol, out: out.to_path_buf(), on })
     }
 
     /// Names of the datasets.
@@ -303,7 +307,7 @@ impl Experiment {
 
     /// Where pieces are computed.
     fn on(&self) -> (DeviceSpec, usize) {
-        (DeviceSpec::Cpu, run::threads(self.threads))
+        (self.on.0, run::threads(self.on.1))
     }
 
     fn zoo(&self, target: &str) -> Zoo {
@@ -333,7 +337,7 @@ impl Experiment {
             control.observer.note(&format!("pretraining {} of {}: {name}", i + 1, 2 * count));
             let found = self.pretrain_one(name, control)?;
             let spec = self.protocol.spec(&self.names, name);
-            let config = self.protocol.training(spec, &found.genotype, 0, self.threads);
+            let config = self.protocol.training(spec, &found.genotype, 0, self.on);
             job::trained(&config, &self.pretraining(&format!("{name}-network")), control)?;
         }
         for (i, target) in self.names.iter().enumerate().filter(|(i, _)| shard.has(*i)) {
@@ -345,7 +349,7 @@ impl Experiment {
 
     fn pretrain_one(&self, name: &str, control: &mut Control<'_>) -> Result<Searched> {
         let data = self.protocol.spec(&self.names, name).into();
-        let own = self.protocol.search(data, self.threads);
+        let own = self.protocol.search(data, self.on);
         let config = SearchConfig { epochs: self.protocol.pretraining_epochs, ..own };
         job::searched(&config, &self.pretraining(name), control)
     }
@@ -353,7 +357,7 @@ impl Experiment {
     fn pretrain_joint(&self, target: &str, control: &mut Control<'_>) -> Result<Searched> {
         let others = self.names.iter().zip(&self.protocol.data).filter(|(name, _)| *name != target);
         let data = Specs::Many(others.map(|(_, spec)| spec.clone()).collect());
-        let own = self.protocol.search(data, self.threads);
+        let own = self.protocol.search(data, self.on);
         let config = SearchConfig { epochs: self.protocol.joint_epochs, mixing: Mixing::Joint, ..own };
         job::searched(&config, &self.pretraining(&format!("without-{target}")), control)
     }
@@ -455,7 +459,7 @@ impl Experiment {
             zoo: self.zoo(&cell.target).path().display().to_string(),
             transfer_alphas: protocol.transfer_alphas,
             head_warm_up: protocol.head_warm_up,
-            ..protocol.search(spec.into(), self.threads)
+            ..protocol.search(spec.into(), self.on)
         };
         match &cell.arm {
             Arm::Scratch => (config.warm_start, config.head_warm_up) = (SCRATCH.into(), 0),
@@ -473,13 +477,13 @@ impl Experiment {
             Arm::Finetune => {
                 let genotype = self.pretraining(&nearest).join("genotype.json").display().to_string();
                 let parent = self.pretraining(&format!("{nearest}-network")).join("checkpoint.safetensors");
-                let own = protocol.training(spec, &genotype, cell.seed, self.threads);
+                let own = protocol.training(spec, &genotype, cell.seed, self.on);
                 let config = TrainConfig { inherit: parent.display().to_string(), ..own };
                 return job::trained(&config, &folder.join("training"), control).map(|_| ());
             }
         }
         let found = job::searched(&config, &folder.join("search"), control)?;
-        let mut config = protocol.training(spec, &found.genotype, cell.seed, self.threads);
+        let mut config = protocol.training(spec, &found.genotype, cell.seed, self.on);
         if protocol.inherit {
             config.inherit = folder.join("search").join("checkpoint.safetensors").display().to_string();
         }

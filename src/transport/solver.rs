@@ -26,6 +26,8 @@ const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 const REPLAY: usize = 100;
 /// A problem of more elements keeps no kernel matrix unless asked to.
 const KERNEL_ELEMENTS: usize = 1 << 27;
+/// Costs that a GPU gets at a time, where a problem is no larger: half of what WebGPU lets every device bind.
+const GPU_BUDGET: usize = 1 << 24;
 
 /// The regularisation of a problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -206,10 +208,11 @@ pub fn solve(
         return solve(weighty.costs(), &weighty.problems, options, stop, look);
     }
     let elements = |p: &Problem| p.left.len() * p.right.len().next_multiple_of(crate::ops::transport::LANES);
+    let budget = if options.device.is_cpu() { options.budget } else { options.budget.min(GPU_BUDGET) };
     let (mut solutions, mut first) = (Vec::with_capacity(problems.len()), 0);
     while first < problems.len() {
         let (mut end, mut sum) = (first + 1, elements(&problems[first]));
-        while end < problems.len() && sum + elements(&problems[end]) <= options.budget {
+        while end < problems.len() && sum + elements(&problems[end]) <= budget {
             sum += elements(&problems[end]);
             end += 1;
         }
@@ -243,6 +246,7 @@ struct Piece<'a> {
     first: usize,
     options: &'a Options,
     table: Arc<Table>,
+    layout: StoreLayout,
     device: Device,
     cost: State,
     weights: State,
@@ -313,6 +317,7 @@ impl<'a> Piece<'a> {
             first,
             options,
             table,
+            layout,
             device,
             cost,
             weights,
@@ -498,23 +503,18 @@ impl<'a> Piece<'a> {
             Domain::Log => false,
             Domain::Kernel => true,
         };
-        let (mut sinkhorn, mut certify) = (Graph::new(), Graph::new());
+        let mut sinkhorn = Graph::new();
         let tensors = self.tensors(&mut sinkhorn);
         let op = Sinkhorn { table: self.table.clone(), iterations: REPLAY, rule, kernel };
         Sinkhorn::record(&mut sinkhorn, op, tensors)?;
-        let tensors = self.tensors(&mut certify);
-        let rows = Certificate::record(&mut certify, Certificate { table: self.table.clone() }, tensors)?;
-        let certify = Program::new("transport certificate", certify, &[rows]);
         let sinkhorn = self.device.prepare(Program::new("sinkhorn", sinkhorn, &[]))?;
-        let certify = self.device.prepare(certify)?;
         while self.device.read(self.status)?.chunks_exact(STATUS).any(|s| s[3] == 0.0) {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::usage("stopped as asked; transport keeps no checkpoint, so start it again"));
             }
             self.device.run(&sinkhorn)?;
         }
-        self.device.run(&certify)?;
-        let values = self.device.read_tensor(&certify, rows)?;
+        let values = self.certificates()?;
         let status = self.device.read(self.status)?.into_owned();
         let potentials = match self.options.potentials {
             true => Some(self.device.read(self.potentials)?.into_owned()),
@@ -522,6 +522,27 @@ impl<'a> Piece<'a> {
         };
         let found = values.chunks_exact(CERTIFICATE).zip(status.chunks_exact(STATUS)).enumerate();
         found.map(|(i, found)| self.solution(i, found, potentials.as_deref())).collect()
+    }
+
+    /// Certificates of all problems. They are sums in f64, which shaders do not have: a GPU's results are certified by the
+    /// processor.
+    fn certificates(&mut self) -> Result<Vec<f32>> {
+        let mut graph = Graph::new();
+        let tensors = self.tensors(&mut graph);
+        let rows = Certificate::record(&mut graph, Certificate { table: self.table.clone() }, tensors)?;
+        let program = Program::new("transport certificate", graph, &[rows]);
+        if matches!(self.device, Device::Cpu(_)) {
+            let exe = self.device.prepare(program)?;
+            self.device.run(&exe)?;
+            return self.device.read_tensor(&exe, rows);
+        }
+        let mut processor = Device::open(&DeviceSpec::Cpu, &self.layout, self.options.threads)?;
+        for state in [self.cost, self.weights, self.schedule, self.potentials, self.status] {
+            processor.write(state, &self.device.read(state)?)?;
+        }
+        let exe = processor.prepare(program)?;
+        processor.run(&exe)?;
+        processor.read_tensor(&exe, rows)
     }
 
     fn tensors(&self, graph: &mut Graph) -> SinkhornTensors {

@@ -54,9 +54,18 @@ pub(super) fn wait<F: Future>(future: F) -> F::Output {
     }
 }
 
-fn adapters() -> Vec<wgpu::Adapter> {
+/// A GPU that was opened, with the instance that it belongs to.
+pub(super) struct Opened {
+    pub instance: wgpu::Instance,
+    pub adapter: wgpu::Adapter,
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+}
+
+fn adapters() -> (wgpu::Instance, Vec<wgpu::Adapter>) {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    wait(instance.enumerate_adapters(wgpu::Backends::PRIMARY))
+    let adapters = wait(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    (instance, adapters)
 }
 
 /// The limits that are requested: the guaranteed ones, with bindings and buffers as large as the adapter has them.
@@ -103,7 +112,7 @@ pub fn list() -> Vec<Listed> {
             missing: missing(&adapter),
         }
     };
-    adapters().into_iter().enumerate().map(one).collect()
+    adapters().1.into_iter().enumerate().map(one).collect()
 }
 
 /// What to do where there is no adapter.
@@ -111,8 +120,8 @@ pub const REMEDY: &str = "install a Vulkan driver (on Debian: mesa-vulkan-driver
                           see `supernet devices`, or use --device cpu";
 
 /// The adapter of a number; without one the first of the fastest class.
-fn choose(index: Option<usize>) -> Result<wgpu::Adapter> {
-    let mut adapters = adapters();
+fn choose(index: Option<usize>) -> Result<(wgpu::Instance, wgpu::Adapter)> {
+    let (instance, mut adapters) = adapters();
     let count = adapters.len();
     if count == 0 {
         return Err(Error::device(format!("device `wgpu`: there is no graphics adapter; {REMEDY}")));
@@ -135,15 +144,17 @@ fn choose(index: Option<usize>) -> Result<wgpu::Adapter> {
     match missing(&adapter) {
         Some(lacks) => {
             let name = adapter.get_info().name;
-            Err(Error::device(format!("device `wgpu:{index}`: {name} cannot run the kernels: {lacks}; use --device cpu")))
+            Err(Error::device(format!(
+                "device `wgpu:{index}`: {name} cannot run the kernels: {lacks}; use --device cpu"
+            )))
         }
-        None => Ok(adapter),
+        None => Ok((instance, adapter)),
     }
 }
 
 /// Opens a device with the optional features that are of use.
-pub(super) fn open(index: Option<usize>, options: Options) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue)> {
-    let adapter = choose(index)?;
+pub(super) fn open(index: Option<usize>, options: Options) -> Result<Opened> {
+    let (instance, adapter) = choose(index)?;
     let useful = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("supernet"),
@@ -155,5 +166,5 @@ pub(super) fn open(index: Option<usize>, options: Options) -> Result<(wgpu::Adap
         let name = adapter.get_info().name;
         Error::device(format!("device `wgpu`: {name} cannot be opened: {error}; use --device cpu"))
     })?;
-    Ok((adapter, device, queue))
+    Ok(Opened { instance, adapter, device, queue })
 }

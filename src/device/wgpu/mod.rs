@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Listed, Options, REMEDY, list};
 
-use self::adapter::wait;
+use self::adapter::{Opened, wait};
 use self::peek::Peek;
 use self::pipelines::Pipelines;
 use super::paged::Backend;
@@ -75,6 +75,7 @@ impl Faults {
 
 /// A GPU with its pages.
 pub struct Wgpu {
+    instance: wgpu::Instance,
     device: wgpu::Device,
     queue: wgpu::Queue,
     name: String,
@@ -105,7 +106,7 @@ impl Wgpu {
     /// # Errors
     /// [`Error::Device`] if there is none or it cannot run the kernels, [`Error::Usage`] if there is none of that number.
     pub fn open(index: Option<usize>, options: Options) -> Result<Self> {
-        let (adapter, device, queue) = adapter::open(index, options)?;
+        let Opened { instance, adapter, device, queue } = adapter::open(index, options)?;
         let faults = Faults::watch(&device);
         let info = adapter.get_info();
         let name = format!("wgpu, {} ({}, {} {})", info.name, info.backend, info.driver, info.driver_info);
@@ -123,9 +124,20 @@ impl Wgpu {
             under_way: VecDeque::new(),
             peek,
             faults,
+            instance,
             device,
             queue,
         })
+    }
+
+    /// What is alive on the device: buffers, bind groups, and the bytes that its allocator holds where it tells.
+    pub fn live(&self) -> [usize; 3] {
+        let hub = self.instance.generate_report().map(|report| {
+            let hub = report.hub_report();
+            [hub.buffers.num_allocated, hub.bind_groups.num_allocated]
+        });
+        let [buffers, groups] = hub.unwrap_or_default();
+        [buffers, groups, self.device.generate_allocator_report().map_or(0, |r| r.total_reserved_bytes as usize)]
     }
 
     fn buffer(&self, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
@@ -198,11 +210,13 @@ impl Wgpu {
     }
 
     fn bind(&self, launch: &Launch, uniforms: &wgpu::Buffer, [params, table]: [u64; 2]) -> Step {
-        let range = |offset, size: usize| wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: uniforms,
-            offset,
-            size: NonZeroU64::new(size as u64),
-        });
+        let range = |offset, size: usize| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: uniforms,
+                offset,
+                size: NonZeroU64::new(size as u64),
+            })
+        };
         let pages = launch.pages.iter().map(|&page| self.pages[page as usize].as_entire_binding());
         let entries: Vec<_> = [range(params, launch.params.len()), range(table, TABLE_BYTES)]
             .into_iter()
@@ -242,7 +256,9 @@ impl Backend for Wgpu {
         let mib = |elements: usize| elements as f64 * 4.0 / (1024.0 * 1024.0);
         let (new, held) = (mib(pages.iter().sum()), self.bytes() as f64 / (1024.0 * 1024.0));
         let what = || {
-            format!("{new:.1} MiB beside {held:.1} MiB that are held: lower --batch, --channels or --size, or use --device cpu")
+            format!(
+                "{new:.1} MiB beside {held:.1} MiB that are held: lower --batch, --channels or --size, or use --device cpu"
+            )
         };
         let buffers = self.faults.scoped(&self.device, what, || {
             pages.iter().map(|&len| self.buffer(len as u64 * 4, usage)).collect::<Vec<_>>()
@@ -269,9 +285,8 @@ impl Backend for Wgpu {
     }
 
     fn replay(&mut self, recording: &Recording) -> Result<()> {
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-            label: Some(&recording.what),
-        });
+        let mut encoder =
+            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&recording.what) });
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             recording.steps.iter().for_each(|step| dispatch(&mut pass, step));
@@ -284,7 +299,10 @@ impl Backend for Wgpu {
 
     fn time(&mut self, recording: &Recording) -> Result<Vec<f64>> {
         if !self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            return Err(Error::usage(format!("{}: the adapter has no timestamps, so nothing can be profiled", self.name)));
+            return Err(Error::usage(format!(
+                "{}: the adapter has no timestamps, so nothing can be profiled",
+                self.name
+            )));
         }
         let mut times = Vec::new();
         for steps in recording.steps.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
@@ -303,7 +321,8 @@ impl Backend for Wgpu {
                     beginning_of_pass_write_index: Some(first),
                     end_of_pass_write_index: Some(first + 1),
                 });
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
                 dispatch(&mut pass, step);
             }
             encoder.resolve_query_set(&set, 0..count, &ticks, 0);

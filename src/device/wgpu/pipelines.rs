@@ -121,8 +121,7 @@ fn bindings(device: &wgpu::Device, pages: usize) -> wgpu::BindGroupLayout {
 /// Compiles a shader: with checks of every access and loop where the crate itself is built with checks, without them
 /// otherwise.
 fn module(device: &wgpu::Device, stem: &'static str, text: String) -> wgpu::ShaderModule {
-    let descriptor =
-        wgpu::ShaderModuleDescriptor { label: Some(stem), source: wgpu::ShaderSource::Wgsl(text.into()) };
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(stem), source: wgpu::ShaderSource::Wgsl(text.into()) };
     if cfg!(debug_assertions) {
         return device.create_shader_module(descriptor);
     }
