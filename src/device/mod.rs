@@ -4,6 +4,8 @@
 
 pub mod any;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod memory;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod paged;
