@@ -4,6 +4,10 @@
 use std::borrow::Cow;
 
 use super::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use super::cuda::Cuda;
+#[cfg(feature = "cuda")]
+use super::paged::{Backend, Paged};
 use super::{DeviceSpec, Executable};
 use crate::error::Result;
 use crate::graph::{Program, State, StoreLayout, Tensor};
@@ -13,6 +17,9 @@ use crate::machine::level_name;
 pub enum Device {
     /// The processor.
     Cpu(Cpu),
+    /// An NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Paged<Cuda>>),
 }
 
 impl Device {
@@ -24,6 +31,11 @@ impl Device {
     pub fn open(spec: &DeviceSpec, layout: &StoreLayout, threads: usize) -> Result<Self> {
         match spec {
             DeviceSpec::Cpu => Ok(Self::Cpu(Cpu::new(layout, threads)?)),
+            #[cfg(feature = "cuda")]
+            DeviceSpec::Cuda(index) => {
+                Ok(Self::Cuda(Box::new(Paged::new(Cuda::open(index.unwrap_or(0), true)?, layout)?)))
+            }
+            #[allow(unreachable_patterns)]
             DeviceSpec::Wgpu(_) | DeviceSpec::Cuda(_) => Err(spec.missing()),
         }
     }
@@ -32,6 +44,8 @@ impl Device {
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(cpu) => format!("cpu, {}, threads {}", level_name(cpu.level()), cpu.threads()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.backend().name(),
         }
     }
 
@@ -42,6 +56,8 @@ impl Device {
     pub fn read(&mut self, state: State) -> Result<Cow<'_, [f32]>> {
         match self {
             Self::Cpu(cpu) => Ok(Cow::Borrowed(cpu.state(state))),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => Ok(Cow::Owned(gpu.read(state)?)),
         }
     }
 
@@ -56,6 +72,8 @@ impl Device {
     pub fn flag(&mut self, state: State) -> Result<bool> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.state(state)[0] != 0.0),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.flag(state),
         }
     }
 
@@ -69,6 +87,8 @@ impl Device {
     pub fn write(&mut self, state: State, values: &[f32]) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.state_mut(state).copy_from_slice(values),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.write(state, values)?,
         }
         Ok(())
     }
@@ -81,6 +101,12 @@ impl Device {
     pub fn write_with<T>(&mut self, state: State, put: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<T> {
         match self {
             Self::Cpu(cpu) => put(cpu.state_mut(state)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => {
+                let mut values = vec![0.0; state.shape.len()];
+                let done = put(&mut values)?;
+                gpu.write(state, &values).map(|()| done)
+            }
         }
     }
 
@@ -91,6 +117,8 @@ impl Device {
     pub fn fill(&mut self, state: State, value: f32) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.state_mut(state).fill(value),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.write(state, &vec![value; state.shape.len()])?,
         }
         Ok(())
     }
@@ -103,6 +131,8 @@ impl Device {
     pub fn prepare(&mut self, program: Program) -> Result<Executable> {
         match self {
             Self::Cpu(cpu) => cpu.prepare(program),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.prepare(program),
         }
     }
 
@@ -113,6 +143,8 @@ impl Device {
     pub fn run(&mut self, exe: &Executable) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.run(exe),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.run(exe)?,
         }
         Ok(())
     }
@@ -124,6 +156,8 @@ impl Device {
     pub fn read_tensor(&mut self, exe: &Executable, tensor: Tensor) -> Result<Vec<f32>> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.read(exe, tensor)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.read_tensor(exe, tensor),
         }
     }
 
@@ -135,6 +169,8 @@ impl Device {
     pub fn find_non_finite(&mut self, exe: &Executable) -> Result<Option<String>> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.find_non_finite(exe)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.find_non_finite(exe),
         }
     }
 
@@ -142,6 +178,8 @@ impl Device {
     pub fn peak_bytes(&self) -> usize {
         match self {
             Self::Cpu(cpu) => cpu.peak_bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.bytes(),
         }
     }
 }

@@ -22,7 +22,7 @@ pub enum DeviceSpec {
 }
 
 /// Kinds of devices, and whether this build has them.
-const KINDS: [(&str, bool); 3] = [("cpu", true), ("wgpu", false), ("cuda", false)];
+const KINDS: [(&str, bool); 3] = [("cpu", true), ("wgpu", false), ("cuda", cfg!(feature = "cuda"))];
 
 /// The kinds that this build has.
 fn built() -> String {
@@ -57,7 +57,9 @@ impl DeviceSpec {
     /// The error of a device that this build does not have.
     pub(super) fn missing(self) -> Error {
         let (kind, built) = (self.kind(), built());
-        Error::usage(format!("device `{self}`: this build has {built}; there is no {kind} engine in it"))
+        Error::usage(format!(
+            "device `{self}`: this build has {built}; there is no {kind} engine in it: build with `--features {kind}`"
+        ))
     }
 
     /// Reads a name of any build.

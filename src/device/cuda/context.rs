@@ -202,13 +202,13 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let context = &self.context;
         context.allocated.set(context.allocated.get() - self.bytes);
-        let _ = context.enter();
-        // SAFETY: nothing that is started later names the buffer; the driver waits for what was started before.
+        let _ = context.enter().and_then(|()| context.synchronise());
+        // SAFETY: nothing names the buffer any more, and what was started before is done; after a fault nothing runs.
         let _ = unsafe { context.driver.cuMemFree_v2(self.address) };
     }
 }
 
-/// Memory of the host that the device copies from and to by itself. Whoever owns it keeps it until its copies are done.
+/// Memory of the host that the device copies from and to by itself.
 pub(super) struct Pinned {
     context: Rc<Context>,
     address: *mut u8,
@@ -234,8 +234,8 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let _ = self.context.enter();
-        // SAFETY: its copies are done, as its owner promised.
+        let _ = self.context.enter().and_then(|()| self.context.synchronise());
+        // SAFETY: what was started is done, its copies too; after a fault nothing runs any more.
         let _ = unsafe { self.context.driver.cuMemFreeHost(self.address.cast::<c_void>()) };
     }
 }

@@ -56,7 +56,8 @@ macro_rules! functions {
             pub version: c_int,
         }
 
-        #[allow(non_snake_case, clippy::too_many_arguments)]
+        // Texts of errors are asked by address: their methods would ask for the texts of their own errors.
+        #[allow(non_snake_case, clippy::too_many_arguments, dead_code)]
         impl Driver {
             $(
                 /// The function of this name in CUDA's driver API.
@@ -94,7 +95,6 @@ macro_rules! functions {
 
 functions! {
     cuInit(flags: c_uint);
-    cuDriverGetVersion(version: *mut c_int);
     cuDeviceGetCount(count: *mut c_int);
     cuDeviceGet(device: *mut CUdevice, index: c_int);
     cuDeviceGetName(name: *mut c_char, room: c_int, device: CUdevice);
@@ -158,16 +158,16 @@ impl Driver {
         }
         // SAFETY: as above; it was found a moment ago.
         let library = unsafe { sys::culib() };
-        let version = Self::ask_version(library);
         let old = |why: String| {
             let oldest = version_text(OLDEST);
             Error::device(format!("the NVIDIA driver {why}; install driver 525 or newer, which supports CUDA {oldest}"))
         };
-        if version.is_some_and(|version| version < OLDEST) {
-            return Err(old(format!("supports CUDA {} at most", version_text(version.unwrap_or(0)))));
+        let version = Self::ask_version(library).ok_or_else(|| old("does not say its version".into()))?;
+        if version < OLDEST {
+            return Err(old(format!("supports CUDA {} at most", version_text(version))));
         }
         let driver = Self::look_up(library).map_err(|missing| old(format!("lacks {}", missing.join(", "))))?;
-        let driver = Self { version: version.unwrap_or(0), ..driver };
+        let driver = Self { version, ..driver };
         // SAFETY: it may be called at any time, any number of times.
         unsafe { driver.cuInit(0) }.map_err(|fault| driver.refusal(&fault))?;
         match driver.count() {

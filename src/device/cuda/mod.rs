@@ -78,13 +78,6 @@ impl Cuda {
     }
 }
 
-impl Drop for Cuda {
-    fn drop(&mut self) {
-        // Pinned memory outlives its copies. After a fault nothing is under way any more.
-        let _ = self.context.enter().and_then(|()| self.context.synchronise());
-    }
-}
-
 impl Backend for Cuda {
     type Recording = Recording;
 
@@ -116,8 +109,6 @@ impl Backend for Cuda {
     }
 
     fn release(&mut self, keep: usize) {
-        // What watches of these pages copied has arrived then; a fault shows at the next call.
-        let _ = self.context.enter().and_then(|()| self.context.synchronise());
         self.watches.release(keep);
         self.pages.truncate(keep);
     }

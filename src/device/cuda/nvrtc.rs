@@ -27,18 +27,28 @@ struct Functions {
 }
 
 impl Functions {
-    fn look_up(library: &Library) -> Result<Self, libloading::Error> {
+    fn look_up(library: &Library) -> Result<Self, String> {
+        /// A function of the library.
+        ///
+        /// # Safety
+        /// `F` is its type.
+        unsafe fn get<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
+            // SAFETY: the caller's.
+            unsafe { library.get::<F>(format!("{name}\0")) }
+                .map(|symbol| *symbol)
+                .map_err(|_| format!("it lacks {name}"))
+        }
         // SAFETY: see the fields.
         unsafe {
             Ok(Self {
-                version: *library.get("nvrtcVersion\0")?,
-                create: *library.get("nvrtcCreateProgram\0")?,
-                compile: *library.get("nvrtcCompileProgram\0")?,
-                log_size: *library.get("nvrtcGetProgramLogSize\0")?,
-                log: *library.get("nvrtcGetProgramLog\0")?,
-                cubin_size: *library.get("nvrtcGetCUBINSize\0")?,
-                cubin: *library.get("nvrtcGetCUBIN\0")?,
-                destroy: *library.get("nvrtcDestroyProgram\0")?,
+                version: get(library, "nvrtcVersion")?,
+                create: get(library, "nvrtcCreateProgram")?,
+                compile: get(library, "nvrtcCompileProgram")?,
+                log_size: get(library, "nvrtcGetProgramLogSize")?,
+                log: get(library, "nvrtcGetProgramLog")?,
+                cubin_size: get(library, "nvrtcGetCUBINSize")?,
+                cubin: get(library, "nvrtcGetCUBIN")?,
+                destroy: get(library, "nvrtcDestroyProgram")?,
             })
         }
     }
@@ -85,8 +95,11 @@ impl Nvrtc {
     fn load(path: &Path) -> Result<Self, String> {
         let mut libraries: Vec<Library> = builtins(path).into_iter().collect();
         // SAFETY: NVRTC's initialisers have no preconditions.
-        let library = unsafe { Library::new(path) }.map_err(|error| error.to_string())?;
-        let functions = Functions::look_up(&library).map_err(|error| error.to_string())?;
+        let library = unsafe { Library::new(path) }.map_err(|error| {
+            // The loader's own words stand behind the error.
+            std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
+        })?;
+        let functions = Functions::look_up(&library)?;
         libraries.push(library);
         let mut version = (0, 0);
         // SAFETY: the pointers outlive the call.

@@ -157,7 +157,7 @@ impl Watches {
         }
     }
 
-    /// Forgets values behind the first `keep` pages. Their copies are done.
+    /// Forgets values behind the first `keep` pages.
     pub fn release(&mut self, keep: usize) {
         self.list.retain(|watch| (watch.page as usize) < keep);
     }
