@@ -125,7 +125,7 @@ fn lines(report: &Report) -> Lines {
             .add_some("  memory available", memory_available_bytes.map(mib)),
         Device::Cuda { reason, gpu: None, .. } => lines.add("cuda", reason.as_deref().unwrap_or("not usable")),
         Device::Cuda { reason, gpu: Some(gpu), .. } => lines
-            .add(&format!("cuda:{}", gpu.index), &gpu.name)
+            .add(format!("cuda:{}", gpu.index), &gpu.name)
             .add("  compute capability", &gpu.compute_capability)
             .add("  memory", mib(gpu.memory_bytes))
             .add("  driver", format!("CUDA {}", gpu.driver))

@@ -19,7 +19,7 @@ pub enum Device {
     Cpu(Cpu),
     /// An NVIDIA GPU.
     #[cfg(feature = "cuda")]
-    Cuda(Box<Paged<Cuda>>),
+    Cuda(Paged<Cuda>),
 }
 
 impl Device {
@@ -32,9 +32,7 @@ impl Device {
         match spec {
             DeviceSpec::Cpu => Ok(Self::Cpu(Cpu::new(layout, threads)?)),
             #[cfg(feature = "cuda")]
-            DeviceSpec::Cuda(index) => {
-                Ok(Self::Cuda(Box::new(Paged::new(Cuda::open(index.unwrap_or(0), true)?, layout)?)))
-            }
+            DeviceSpec::Cuda(index) => Ok(Self::Cuda(Paged::new(Cuda::open(index.unwrap_or(0), true)?, layout)?)),
             #[allow(unreachable_patterns)]
             DeviceSpec::Wgpu(_) | DeviceSpec::Cuda(_) => Err(spec.missing()),
         }

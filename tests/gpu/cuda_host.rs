@@ -274,7 +274,7 @@ fn whole_steps_equal_the_processors() {
     let mut bits = Vec::new();
     for capture in [true, false] {
         let before = [count("graph launches"), count("launches")];
-        let mut device = Device::Cuda(Box::new(open(&search.layout, capture).unwrap()));
+        let mut device = Device::Cuda(open(&search.layout, capture).unwrap());
         let found = search.run(&mut device).unwrap();
         for ((name, found), (_, expected)) in found.iter().zip(&expected) {
             let square = |x: f64| x * x;
