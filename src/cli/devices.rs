@@ -40,7 +40,11 @@ enum Device {
     },
     Cuda {
         available: bool,
-        reason: &'static str,
+        /// Why it is not available, and what to do.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        #[serde(flatten)]
+        gpu: Option<Gpu>,
     },
     Wgpu {
         available: bool,
@@ -50,6 +54,50 @@ enum Device {
         #[cfg(feature = "wgpu")]
         adapters: Vec<supernet::device::wgpu::Listed>,
     },
+}
+
+/// An NVIDIA GPU.
+#[derive(Serialize)]
+struct Gpu {
+    /// As `--device cuda:N` counts.
+    index: usize,
+    name: String,
+    compute_capability: String,
+    memory_bytes: usize,
+    /// CUDA's version that the driver supports.
+    driver: String,
+    nvrtc: Option<String>,
+}
+
+/// The NVIDIA GPUs, or one entry that says why there are none.
+#[cfg(feature = "cuda")]
+fn cuda() -> Vec<Device> {
+    let survey = match supernet::device::cuda::survey() {
+        Ok(survey) => survey,
+        Err(error) => return vec![Device::Cuda { available: false, reason: Some(error.to_string()), gpu: None }],
+    };
+    let (nvrtc, reason) = match survey.nvrtc {
+        Ok(version) => (Some(version), None),
+        Err(reason) => (None, Some(reason)),
+    };
+    let one = |info: supernet::device::cuda::Info| Device::Cuda {
+        available: nvrtc.is_some(),
+        reason: reason.clone(),
+        gpu: Some(Gpu {
+            index: info.index,
+            name: info.name,
+            compute_capability: format!("{}.{}", info.capability.0, info.capability.1),
+            memory_bytes: info.memory_bytes,
+            driver: survey.driver.clone(),
+            nvrtc: nvrtc.clone(),
+        }),
+    };
+    survey.devices.into_iter().map(one).collect()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Vec<Device> {
+    vec![Device::Cuda { available: false, reason: Some("not built in: build with --features cuda".into()), gpu: None }]
 }
 
 pub fn run(json: bool) -> Result<()> {
@@ -62,8 +110,8 @@ pub fn run(json: bool) -> Result<()> {
         memory_bytes: memory("MemTotal:"),
         memory_available_bytes: memory("MemAvailable:"),
     };
-    let cuda = Device::Cuda { available: false, reason: "not built in: build with --features cuda" };
-    output::print(json, &Report { devices: vec![cpu, cuda, wgpu()] }, lines)
+    let devices = [vec![cpu], cuda(), vec![wgpu()]].into_iter().flatten().collect();
+    output::print(json, &Report { devices }, lines)
 }
 
 #[cfg(feature = "wgpu")]
@@ -104,7 +152,13 @@ fn lines(report: &Report) -> Lines {
             .add("  in use", level)
             .add_some("  memory", memory_bytes.map(mib))
             .add_some("  memory available", memory_available_bytes.map(mib)),
-        Device::Cuda { reason, .. } => lines.add("cuda", reason),
+        Device::Cuda { reason, gpu: None, .. } => lines.add("cuda", reason.as_deref().unwrap_or("not usable")),
+        Device::Cuda { reason, gpu: Some(gpu), .. } => lines
+            .add(format!("cuda:{}", gpu.index), &gpu.name)
+            .add("  compute capability", &gpu.compute_capability)
+            .add("  memory", mib(gpu.memory_bytes))
+            .add("  driver", format!("CUDA {}", gpu.driver))
+            .add("  NVRTC", gpu.nvrtc.as_ref().or(reason.as_ref()).map_or("none", String::as_str)),
         #[cfg(feature = "wgpu")]
         Device::Wgpu { adapters, reason: None, .. } => adapters.iter().fold(lines, adapter),
         Device::Wgpu { reason, .. } => lines.add("wgpu", format!("none: {}", reason.unwrap_or_default())),

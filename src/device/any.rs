@@ -4,10 +4,9 @@
 use std::borrow::Cow;
 
 use super::cpu::Cpu;
-#[cfg(feature = "wgpu")]
-use super::paged::{Backend, Paged};
-#[cfg(feature = "wgpu")]
-use super::wgpu::Wgpu;
+use super::paged::Gpu;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use super::paged::Paged;
 use super::{DeviceSpec, Executable};
 use crate::error::Result;
 use crate::graph::{Program, State, StoreLayout, Tensor};
@@ -17,9 +16,8 @@ use crate::machine::level_name;
 pub enum Device {
     /// The processor.
     Cpu(Cpu),
-    /// A GPU by way of Vulkan, Metal or Direct3D.
-    #[cfg(feature = "wgpu")]
-    Wgpu(Paged<Wgpu>),
+    /// A GPU.
+    Gpu(Box<dyn Gpu>),
 }
 
 impl Device {
@@ -33,8 +31,13 @@ impl Device {
             DeviceSpec::Cpu => Ok(Self::Cpu(Cpu::new(layout, threads)?)),
             #[cfg(feature = "wgpu")]
             DeviceSpec::Wgpu(index) => {
-                let options = super::wgpu::Options::default();
-                Ok(Self::Wgpu(Paged::new(Wgpu::open(*index, options)?, layout)?))
+                let gpu = super::wgpu::Wgpu::open(*index, super::wgpu::Options::default())?;
+                Ok(Self::Gpu(Box::new(Paged::new(gpu, layout)?)))
+            }
+            #[cfg(feature = "cuda")]
+            DeviceSpec::Cuda(index) => {
+                let gpu = super::cuda::Cuda::open(index.unwrap_or(0), true)?;
+                Ok(Self::Gpu(Box::new(Paged::new(gpu, layout)?)))
             }
             #[allow(unreachable_patterns, reason = "every device may be built in")]
             _ => Err(spec.missing()),
@@ -45,8 +48,7 @@ impl Device {
     pub fn name(&self) -> String {
         match self {
             Self::Cpu(cpu) => format!("cpu, {}, threads {}", level_name(cpu.level()), cpu.threads()),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.backend().name(),
+            Self::Gpu(gpu) => gpu.name(),
         }
     }
 
@@ -57,8 +59,7 @@ impl Device {
     pub fn read(&mut self, state: State) -> Result<Cow<'_, [f32]>> {
         match self {
             Self::Cpu(cpu) => Ok(Cow::Borrowed(cpu.state(state))),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => Ok(Cow::Owned(gpu.read(state)?)),
+            Self::Gpu(gpu) => Ok(Cow::Owned(gpu.read(state)?)),
         }
     }
 
@@ -73,8 +74,7 @@ impl Device {
     pub fn flag(&mut self, state: State) -> Result<bool> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.state(state)[0] != 0.0),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.flag(state),
+            Self::Gpu(gpu) => gpu.flag(state),
         }
     }
 
@@ -88,8 +88,7 @@ impl Device {
     pub fn write(&mut self, state: State, values: &[f32]) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.state_mut(state).copy_from_slice(values),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.write(state, values)?,
+            Self::Gpu(gpu) => gpu.write(state, values)?,
         }
         Ok(())
     }
@@ -102,8 +101,7 @@ impl Device {
     pub fn write_with<T>(&mut self, state: State, put: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<T> {
         match self {
             Self::Cpu(cpu) => put(cpu.state_mut(state)),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => {
+            Self::Gpu(gpu) => {
                 let mut values = vec![0.0; state.shape.len()];
                 let answer = put(&mut values)?;
                 gpu.write(state, &values)?;
@@ -119,8 +117,7 @@ impl Device {
     pub fn fill(&mut self, state: State, value: f32) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.state_mut(state).fill(value),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.write(state, &vec![value; state.shape.len()])?,
+            Self::Gpu(gpu) => gpu.write(state, &vec![value; state.shape.len()])?,
         }
         Ok(())
     }
@@ -133,8 +130,7 @@ impl Device {
     pub fn prepare(&mut self, program: Program) -> Result<Executable> {
         match self {
             Self::Cpu(cpu) => cpu.prepare(program),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.prepare(program),
+            Self::Gpu(gpu) => gpu.prepare(program),
         }
     }
 
@@ -145,8 +141,7 @@ impl Device {
     pub fn run(&mut self, exe: &Executable) -> Result<()> {
         match self {
             Self::Cpu(cpu) => cpu.run(exe),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.run(exe)?,
+            Self::Gpu(gpu) => gpu.run(exe)?,
         }
         Ok(())
     }
@@ -158,8 +153,7 @@ impl Device {
     pub fn read_tensor(&mut self, exe: &Executable, tensor: Tensor) -> Result<Vec<f32>> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.read(exe, tensor)),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.read_tensor(exe, tensor),
+            Self::Gpu(gpu) => gpu.read_tensor(exe, tensor),
         }
     }
 
@@ -171,8 +165,7 @@ impl Device {
     pub fn find_non_finite(&mut self, exe: &Executable) -> Result<Option<String>> {
         match self {
             Self::Cpu(cpu) => Ok(cpu.find_non_finite(exe)),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.find_non_finite(exe),
+            Self::Gpu(gpu) => gpu.find_non_finite(exe),
         }
     }
 
@@ -180,8 +173,7 @@ impl Device {
     pub fn peak_bytes(&self) -> usize {
         match self {
             Self::Cpu(cpu) => cpu.peak_bytes(),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu(gpu) => gpu.bytes(),
+            Self::Gpu(gpu) => gpu.bytes(),
         }
     }
 }

@@ -4,8 +4,9 @@
 
 pub mod any;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod memory;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub mod paged;
 pub mod pages;
 pub mod reference;

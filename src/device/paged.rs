@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Executable;
 use super::pages::{Placed, Store};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Program, Shape, State, StoreLayout, Tensor};
 use crate::ops::launch::{Launch, Place};
 
@@ -81,6 +81,70 @@ pub struct KernelTime {
     pub launches: usize,
 }
 
+/// A GPU with store, arena and programs, of whatever kind.
+pub trait Gpu {
+    /// What computes, for people.
+    fn name(&self) -> String;
+
+    /// Values of a state.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    fn read(&mut self, state: State) -> Result<Vec<f32>>;
+
+    /// Whether the first value of a state is other than zero, or was not long ago.
+    ///
+    /// # Errors
+    /// As [`Backend::peek`].
+    fn flag(&mut self, state: State) -> Result<bool>;
+
+    /// Replaces all values of a state.
+    ///
+    /// # Errors
+    /// As [`Backend::write`].
+    ///
+    /// # Panics
+    /// If the state has another number of values.
+    fn write(&mut self, state: State, values: &[f32]) -> Result<()>;
+
+    /// Places and records a program. The arena grows to the largest program, which loses results of earlier runs.
+    ///
+    /// # Errors
+    /// Those of [`Placed::new`], [`Backend::allocate`] and [`Backend::record`].
+    fn prepare(&mut self, program: Program) -> Result<Executable>;
+
+    /// One replay, which may still be under way afterwards.
+    ///
+    /// # Errors
+    /// As [`Backend::replay`].
+    fn run(&mut self, exe: &Executable) -> Result<()>;
+
+    /// Launches of a replay.
+    fn launches(&self, exe: &Executable) -> usize;
+
+    /// Time of each kernel, the slowest first, as the mean of some replays, which change the store as replays do.
+    ///
+    /// # Errors
+    /// As [`Backend::time`].
+    fn profile(&mut self, exe: &Executable, repeats: usize) -> Result<Vec<KernelTime>>;
+
+    /// Values of a tensor after a run, row by row. Arena tensors must be among the program's results.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    fn read_tensor(&mut self, exe: &Executable, tensor: Tensor) -> Result<Vec<f32>>;
+
+    /// Runs op by op, unmerged, and names the op and the tensor of the first output that is not finite. The store is left
+    /// as it was.
+    ///
+    /// # Errors
+    /// As [`Backend::replay`] and [`Backend::record`].
+    fn find_non_finite(&mut self, exe: &Executable) -> Result<Option<String>>;
+
+    /// Bytes that the device has allocated.
+    fn bytes(&self) -> usize;
+}
+
 /// Store, arena and programs on a GPU.
 pub struct Paged<B: Backend> {
     backend: B,
@@ -113,116 +177,10 @@ impl<B: Backend> Paged<B> {
         &self.backend
     }
 
-    /// Values of a state.
-    ///
-    /// # Errors
-    /// As [`Backend::read`].
-    pub fn read(&mut self, state: State) -> Result<Vec<f32>> {
-        let (page, first) = self.store.place(state);
-        let mut values = vec![0.0; state.shape.len()];
-        self.backend.read(page, first as usize, &mut values)?;
-        Ok(values)
-    }
-
-    /// Whether the first value of a state is other than zero, or was not long ago.
-    ///
-    /// # Errors
-    /// As [`Backend::peek`].
-    pub fn flag(&mut self, state: State) -> Result<bool> {
-        let (page, first) = self.store.place(state);
-        Ok(self.backend.peek(page, first as usize)? != 0.0)
-    }
-
-    /// Replaces all values of a state.
-    ///
-    /// # Errors
-    /// As [`Backend::write`].
-    ///
-    /// # Panics
-    /// If the state has another number of values.
-    pub fn write(&mut self, state: State, values: &[f32]) -> Result<()> {
-        assert_eq!(values.len(), state.shape.len(), "a state is written whole");
-        let (page, first) = self.store.place(state);
-        self.backend.write(page, first as usize, values)
-    }
-
-    /// Places and records a program. The arena grows to the largest program, which loses results of earlier runs.
-    ///
-    /// # Errors
-    /// Those of [`Placed::new`], [`Backend::allocate`] and [`Backend::record`].
-    pub fn prepare(&mut self, program: Program) -> Result<Executable> {
-        let placed = Placed::new(&program, &self.store)?;
-        let launches = placed.launches(&program, &self.store);
-        if placed.arena() > self.arena {
-            // The old arena is given back first, and every recording gets the new pages.
-            self.prepared.iter_mut().for_each(|p| p.recording = None);
-            self.backend.release(self.store.pages.len());
-            self.arena = 0;
-            self.backend.allocate(&self.store.arena_pages(placed.arena()))?;
-            self.arena = placed.arena();
-            for p in &mut self.prepared {
-                p.recording = Some(self.backend.record(&p.program.name, &p.launches)?);
-            }
-        }
-        let recording = Some(self.backend.record(&program.name, &launches)?);
-        let program = Arc::new(program);
-        self.prepared.push(Prepared { program: Arc::clone(&program), placed, launches, recording });
-        Ok(Executable { index: self.prepared.len() - 1, program })
-    }
-
     fn index(&self, exe: &Executable) -> usize {
         let known = self.prepared.get(exe.index).is_some_and(|p| Arc::ptr_eq(&p.program, &exe.program));
         assert!(known, "an executable runs on the device that prepared it");
         exe.index
-    }
-
-    /// One replay, which may still be under way afterwards.
-    ///
-    /// # Errors
-    /// As [`Backend::replay`].
-    pub fn run(&mut self, exe: &Executable) -> Result<()> {
-        let index = self.index(exe);
-        match &self.prepared[index].recording {
-            Some(recording) => self.backend.replay(recording),
-            None => Err(crate::Error::device("the arena could not grow for a later program: nothing can run any more")),
-        }
-    }
-
-    /// Launches of a replay.
-    pub fn launches(&self, exe: &Executable) -> usize {
-        self.prepared[self.index(exe)].launches.len()
-    }
-
-    /// Time of each kernel, the slowest first, as the mean of some replays, which change the store as replays do.
-    ///
-    /// # Errors
-    /// As [`Backend::time`].
-    pub fn profile(&mut self, exe: &Executable, repeats: usize) -> Result<Vec<KernelTime>> {
-        let prepared = &self.prepared[self.index(exe)];
-        let mut times: Vec<KernelTime> = Vec::new();
-        let Some(recording) = &prepared.recording else { return Ok(times) };
-        for repeat in 0..repeats.max(1) {
-            for (launch, seconds) in prepared.launches.iter().zip(self.backend.time(recording)?) {
-                let at = times.iter().position(|t| t.kernel == launch.kernel).unwrap_or_else(|| {
-                    times.push(KernelTime { kernel: launch.kernel, seconds: 0.0, launches: 0 });
-                    times.len() - 1
-                });
-                times[at].seconds += seconds / repeats.max(1) as f64;
-                times[at].launches += usize::from(repeat == 0);
-            }
-        }
-        times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-        Ok(times)
-    }
-
-    /// Values of a tensor after a run, row by row. Arena tensors must be among the program's results.
-    ///
-    /// # Errors
-    /// As [`Backend::read`].
-    pub fn read_tensor(&mut self, exe: &Executable, tensor: Tensor) -> Result<Vec<f32>> {
-        let prepared = &self.prepared[self.index(exe)];
-        let place = prepared.placed.place(&prepared.program, &self.store, tensor);
-        self.read_place(place)
     }
 
     fn read_place(&mut self, place: Place) -> Result<Vec<f32>> {
@@ -234,25 +192,6 @@ impl<B: Backend> Paged<B> {
             values = values.chunks(stride).flat_map(|row| &row[..shape.c]).copied().collect();
         }
         Ok(values)
-    }
-
-    /// Runs op by op, unmerged, and names the op and the tensor of the first output that is not finite. The store is left
-    /// as it was.
-    ///
-    /// # Errors
-    /// As [`Backend::replay`] and [`Backend::record`].
-    pub fn find_non_finite(&mut self, exe: &Executable) -> Result<Option<String>> {
-        let mut before = Vec::new();
-        for (page, &len) in self.store.pages.iter().enumerate() {
-            let mut values = vec![0.0; len];
-            self.backend.read(page as u32, 0, &mut values)?;
-            before.push(values);
-        }
-        let found = self.first_non_finite(exe);
-        for (page, values) in before.iter().enumerate() {
-            self.backend.write(page as u32, 0, values)?;
-        }
-        found
     }
 
     fn first_non_finite(&mut self, exe: &Executable) -> Result<Option<String>> {
@@ -274,9 +213,102 @@ impl<B: Backend> Paged<B> {
         }
         Ok(None)
     }
+}
 
-    /// Bytes that the device has allocated.
-    pub fn bytes(&self) -> usize {
+impl<B: Backend> Gpu for Paged<B> {
+    fn name(&self) -> String {
+        self.backend.name()
+    }
+
+    fn read(&mut self, state: State) -> Result<Vec<f32>> {
+        let (page, first) = self.store.place(state);
+        let mut values = vec![0.0; state.shape.len()];
+        self.backend.read(page, first as usize, &mut values)?;
+        Ok(values)
+    }
+
+    fn flag(&mut self, state: State) -> Result<bool> {
+        let (page, first) = self.store.place(state);
+        Ok(self.backend.peek(page, first as usize)? != 0.0)
+    }
+
+    fn write(&mut self, state: State, values: &[f32]) -> Result<()> {
+        assert_eq!(values.len(), state.shape.len(), "a state is written whole");
+        let (page, first) = self.store.place(state);
+        self.backend.write(page, first as usize, values)
+    }
+
+    fn prepare(&mut self, program: Program) -> Result<Executable> {
+        let placed = Placed::new(&program, &self.store)?;
+        let launches = placed.launches(&program, &self.store);
+        if placed.arena() > self.arena {
+            // The old arena is given back first, and every recording gets the new pages.
+            self.prepared.iter_mut().for_each(|p| p.recording = None);
+            self.backend.release(self.store.pages.len());
+            self.arena = 0;
+            self.backend.allocate(&self.store.arena_pages(placed.arena()))?;
+            self.arena = placed.arena();
+            for p in &mut self.prepared {
+                p.recording = Some(self.backend.record(&p.program.name, &p.launches)?);
+            }
+        }
+        let recording = Some(self.backend.record(&program.name, &launches)?);
+        let program = Arc::new(program);
+        self.prepared.push(Prepared { program: Arc::clone(&program), placed, launches, recording });
+        Ok(Executable { index: self.prepared.len() - 1, program })
+    }
+
+    fn run(&mut self, exe: &Executable) -> Result<()> {
+        let index = self.index(exe);
+        match &self.prepared[index].recording {
+            Some(recording) => self.backend.replay(recording),
+            None => Err(Error::device("the arena could not grow for a later program: nothing can run any more")),
+        }
+    }
+
+    fn launches(&self, exe: &Executable) -> usize {
+        self.prepared[self.index(exe)].launches.len()
+    }
+
+    fn profile(&mut self, exe: &Executable, repeats: usize) -> Result<Vec<KernelTime>> {
+        let prepared = &self.prepared[self.index(exe)];
+        let mut times: Vec<KernelTime> = Vec::new();
+        let Some(recording) = &prepared.recording else { return Ok(times) };
+        for repeat in 0..repeats.max(1) {
+            for (launch, seconds) in prepared.launches.iter().zip(self.backend.time(recording)?) {
+                let at = times.iter().position(|t| t.kernel == launch.kernel).unwrap_or_else(|| {
+                    times.push(KernelTime { kernel: launch.kernel, seconds: 0.0, launches: 0 });
+                    times.len() - 1
+                });
+                times[at].seconds += seconds / repeats.max(1) as f64;
+                times[at].launches += usize::from(repeat == 0);
+            }
+        }
+        times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(times)
+    }
+
+    fn read_tensor(&mut self, exe: &Executable, tensor: Tensor) -> Result<Vec<f32>> {
+        let prepared = &self.prepared[self.index(exe)];
+        let place = prepared.placed.place(&prepared.program, &self.store, tensor);
+        self.read_place(place)
+    }
+
+    fn find_non_finite(&mut self, exe: &Executable) -> Result<Option<String>> {
+        let mut before = Vec::new();
+        for (page, &len) in self.store.pages.iter().enumerate() {
+            let mut values = vec![0.0; len];
+            self.backend.read(page as u32, 0, &mut values)?;
+            before.push(values);
+        }
+        let found = self.first_non_finite(exe);
+        for (page, values) in before.iter().enumerate() {
+            self.backend.write(page as u32, 0, values)?;
+        }
+        found
+    }
+
+    fn bytes(&self) -> usize {
         self.backend.bytes()
     }
 }

@@ -22,7 +22,7 @@ pub enum DeviceSpec {
 }
 
 /// Kinds of devices, and whether this build has them.
-const KINDS: [(&str, bool); 3] = [("cpu", true), ("wgpu", cfg!(feature = "wgpu")), ("cuda", false)];
+const KINDS: [(&str, bool); 3] = [("cpu", true), ("wgpu", cfg!(feature = "wgpu")), ("cuda", cfg!(feature = "cuda"))];
 
 /// The kinds that this build has.
 fn built() -> String {

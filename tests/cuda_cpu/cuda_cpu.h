@@ -272,6 +272,12 @@ struct Call {
     size_t room;
 };
 
+// Bytes of a kernel's parameter record, which a caller through the driver's interface does not say.
+template <class Params, class Pages, class Record>
+size_t params_bytes(void (*)(Params, Pages, const Record*)) {
+    return sizeof(Params);
+}
+
 // All kernels take a parameter record, pages, and a table (kernels/common.cuh).
 template <class Params, class Pages, class Record>
 bool call(void (*kernel)(Params, Pages, const Record*), const Call& c) {
@@ -307,4 +313,5 @@ bool call(void (*kernel)(Params, Pages, const Record*), const Call& c) {
 #define __shfl_xor_sync(mask, value, distance) cuda_cpu::shuffle_xor(mask, value, distance, __LINE__)
 
 #define CUDA_CPU_EXPORT(kernel) \
-    extern "C" bool cuda_cpu_##kernel(const cuda_cpu::Call* c) { return cuda_cpu::call(kernel, *c); }
+    extern "C" bool cuda_cpu_##kernel(const cuda_cpu::Call* c) { return cuda_cpu::call(kernel, *c); } \
+    extern "C" size_t cuda_cpu_params_##kernel() { return cuda_cpu::params_bytes(kernel); }

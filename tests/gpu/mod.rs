@@ -8,6 +8,8 @@ mod augment_cases;
 mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
+#[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
+mod cuda_host;
 mod dense_cases;
 mod elementary_cases;
 mod elementwise_cases;

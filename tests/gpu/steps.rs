@@ -59,7 +59,7 @@ mod wgpu {
     use crate::torch::{plain_input, recipe};
     #[cfg(feature = "files")]
     use supernet::config::SearchConfig;
-    use supernet::device::paged::{Backend, Paged};
+    use supernet::device::paged::{Backend, Gpu as _, Paged};
     use supernet::device::wgpu::{Options as Limits, Wgpu};
     use supernet::network::{Geometry, SearchSpace, Supernet};
     #[cfg(feature = "files")]
@@ -113,7 +113,7 @@ mod wgpu {
         let options = Limits { binding_bytes: Some(1 << 20) };
         let gpu = Paged::new(Wgpu::open(None, options).unwrap(), &layout).unwrap();
         assert!(gpu.backend().page() == 1 << 18);
-        check_first_order(&mut Gpu::new(Device::Wgpu(gpu)), 1e-3);
+        check_first_order(&mut Gpu::new(Device::Gpu(Box::new(gpu))), 1e-3);
     }
 
     /// 200 replays allocate nothing.

@@ -1,0 +1,206 @@
+//! Launches bound to kernels and pages, captured once as a CUDA graph and replayed by one call.
+
+use std::ffi::{c_uint, c_void};
+use std::rc::Rc;
+
+use cudarc::driver::sys::{CUdeviceptr, CUgraphExec};
+
+use super::context::{Buffer, Context, Event, Pinned};
+use super::driver::{Fault, Outcome};
+use super::kernels::{Kernel, Kernels};
+use crate::error::{Error, Result};
+use crate::ops::launch::{Launch, PAGES};
+
+/// Bytes to which tables are aligned.
+const ALIGNMENT: usize = 256;
+/// Most bytes of one copy that keeps the stream busy.
+const HEAD_START: usize = 16 << 20;
+/// Bytes of such copies for each launch: some 8 microseconds on PCI Express 4, more than it takes to launch.
+const HEAD_START_PER_LAUNCH: usize = 200_000;
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: this thread calls nothing but launches meanwhile, and others are none of its business.
+const RELAXED: c_uint = 2;
+
+/// One launch with its arguments.
+struct Bound {
+    name: &'static str,
+    kernel: Kernel,
+    grid: [u32; 3],
+    block: u32,
+    /// The parameter record, in words so that it is aligned.
+    params: Box<[u64]>,
+    /// `Pages` of common.cuh.
+    pages: [CUdeviceptr; PAGES],
+    table: CUdeviceptr,
+}
+
+impl Bound {
+    fn launch(&self, context: &Context) -> Outcome<()> {
+        let ([x, y, z], pages) = (self.grid, &self.pages);
+        let mut arguments: [*mut c_void; 3] = [
+            self.params.as_ptr().cast_mut().cast(),
+            pages.as_ptr().cast_mut().cast(),
+            std::ptr::from_ref(&self.table).cast_mut().cast(),
+        ];
+        let (function, stream, none) = (self.kernel.function, context.stream, std::ptr::null_mut());
+        let arguments = arguments.as_mut_ptr();
+        // SAFETY: every kernel takes a record, pages and a table (kernels/common.cuh); the driver copies them before it
+        // returns. The recording holds the pages and the table that the kernel touches.
+        unsafe { context.driver.cuLaunchKernel(function, x, y, z, self.block, 1, 1, 0, stream, arguments, none) }
+    }
+}
+
+/// An executable graph.
+struct Exec {
+    context: Rc<Context>,
+    exec: CUgraphExec,
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        let _ = self.context.enter();
+        // SAFETY: nobody launches it any more; the driver lets a launch under way end first.
+        let _ = unsafe { self.context.driver.cuGraphExecDestroy(self.exec) };
+    }
+}
+
+/// Launches ready for replays.
+pub struct Recording {
+    /// What they are, for errors.
+    pub(super) what: String,
+    exec: Option<Exec>,
+    bound: Vec<Bound>,
+    _tables: Option<Buffer>,
+    pages: Vec<Rc<Buffer>>,
+}
+
+impl Recording {
+    /// Binds launches, whose kernels are compiled, and captures them if they are to be replayed as a graph.
+    pub(super) fn new(
+        context: &Rc<Context>,
+        kernels: &mut Kernels,
+        pages: &[Rc<Buffer>],
+        what: &str,
+        launches: &[Launch],
+        capture: bool,
+    ) -> Result<Self> {
+        let failed = |fault: Fault| context.error(&format!("recording `{what}`"), &fault);
+        let mut bytes = Vec::new();
+        let starts: Vec<usize> = launches
+            .iter()
+            .map(|launch| {
+                bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0u8);
+                let start = bytes.len();
+                bytes.extend_from_slice(&launch.table);
+                start
+            })
+            .collect();
+        let tables = upload(context, &bytes).map_err(failed)?;
+        let base = tables.as_ref().map_or(0, |tables| tables.address);
+        let bind = |(launch, start): (&Launch, usize)| {
+            let mut params = vec![0u64; launch.params.len().div_ceil(8)];
+            bytemuck::cast_slice_mut(&mut params)[..launch.params.len()].copy_from_slice(&launch.params);
+            let mut addresses = [0; PAGES];
+            for (address, &page) in addresses.iter_mut().zip(&launch.pages) {
+                *address = pages
+                    .get(page as usize)
+                    .ok_or_else(|| Error::device(format!("`{what}` names page {page} of {}", pages.len())))?
+                    .address;
+            }
+            Ok(Bound {
+                name: launch.kernel,
+                kernel: kernels.get(launch)?,
+                grid: launch.grid,
+                block: launch.block,
+                params: params.into_boxed_slice(),
+                pages: addresses,
+                table: if launch.table.is_empty() { 0 } else { base + start as CUdeviceptr },
+            })
+        };
+        let bound = launches.iter().zip(starts).map(bind).collect::<Result<Vec<_>>>()?;
+        let exec = if capture && !bound.is_empty() { Some(captured(context, what, &bound)?) } else { None };
+        Ok(Self { what: what.to_owned(), exec, bound, _tables: tables, pages: pages.to_vec() })
+    }
+
+    /// Starts one replay.
+    pub(super) fn replay(&self, context: &Context) -> Result<()> {
+        let Some(exec) = &self.exec else { return launch_all(context, &self.what, &self.bound, |_| Ok(())) };
+        // SAFETY: the graph lives, and so does what it touches.
+        let launched = unsafe { context.driver.cuGraphLaunch(exec.exec, context.stream) };
+        launched.map_err(|fault| context.error(&format!("running `{}`", self.what), &fault))
+    }
+
+    /// Runs launch by launch; seconds of each.
+    pub(super) fn time(&self, context: &Rc<Context>) -> Result<Vec<f64>> {
+        let failed = |fault: Fault| context.error(&format!("timing `{}`", self.what), &fault);
+        let events: Outcome<Vec<Event>> = (0..=self.bound.len()).map(|_| Event::new(context, true)).collect();
+        let events = events.map_err(failed)?;
+        let _memory = self.head_start(context).map_err(failed)?;
+        launch_all(context, &self.what, &self.bound, |index| events[index].record())?;
+        let measure = || {
+            events[self.bound.len()].record()?;
+            context.synchronise()?;
+            events.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect::<Outcome<Vec<f64>>>()
+        };
+        measure().map_err(failed)
+    }
+
+    /// Keeps the stream busy with copies to the host while launches queue up behind them: a stream that runs dry would
+    /// have the time of launching counted as that of kernels.
+    fn head_start(&self, context: &Rc<Context>) -> Outcome<Option<Pinned>> {
+        let Some(page) = self.pages.first() else { return Ok(None) };
+        let bytes = page.bytes.min(HEAD_START);
+        let memory = Pinned::new(context, bytes)?;
+        for _ in 0..(self.bound.len() * HEAD_START_PER_LAUNCH / bytes).min(1000) {
+            // SAFETY: so many bytes are in the page and in the memory, which waits for the stream before it ends.
+            unsafe {
+                context.driver.cuMemcpyDtoHAsync_v2(memory.at(0).cast(), page.address, bytes, context.stream)?;
+            }
+        }
+        Ok(Some(memory))
+    }
+}
+
+/// Launches one after the other, each after what `before` does with its number.
+fn launch_all(context: &Context, what: &str, bound: &[Bound], before: impl Fn(usize) -> Outcome<()>) -> Result<()> {
+    for (index, launch) in bound.iter().enumerate() {
+        let started = before(index).and_then(|()| launch.launch(context));
+        started.map_err(|fault| context.error(&format!("kernel `{}` of `{what}`", launch.name), &fault))?;
+    }
+    Ok(())
+}
+
+/// Records the launches in the stream instead of running them.
+fn captured(context: &Rc<Context>, what: &str, bound: &[Bound]) -> Result<Exec> {
+    let failed = |fault: Fault| context.error(&format!("capturing `{what}`"), &fault);
+    let (driver, stream) = (&context.driver, context.stream);
+    let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the stream lives, the pointers outlive the calls, and the graph is not used after it is destroyed.
+    unsafe {
+        driver.cuStreamBeginCapture_v2(stream, RELAXED).map_err(failed)?;
+        let launched = launch_all(context, what, bound, |_| Ok(()));
+        // The capture ends whatever happened, so that the stream is usable.
+        let ended = driver.cuStreamEndCapture(stream, &mut graph).map_err(failed);
+        let made = launched
+            .and(ended)
+            .and_then(|()| driver.cuGraphInstantiateWithFlags(&mut exec, graph, 0).map_err(failed))
+            .map(|()| Exec { context: Rc::clone(context), exec });
+        if !graph.is_null() {
+            let _ = driver.cuGraphDestroy(graph);
+        }
+        let exec = made?;
+        driver.cuGraphUpload(exec.exec, stream).map_err(failed)?;
+        Ok(exec)
+    }
+}
+
+/// A buffer with these bytes; none if there are none.
+fn upload(context: &Rc<Context>, bytes: &[u8]) -> Outcome<Option<Buffer>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let buffer = Buffer::new(context, bytes.len())?;
+    // SAFETY: the buffer has so many bytes, and `bytes` outlives the copy, which is waited for.
+    unsafe { context.driver.cuMemcpyHtoDAsync_v2(buffer.address, bytes.as_ptr().cast(), bytes.len(), context.stream)? };
+    context.synchronise()?;
+    Ok(Some(buffer))
+}

@@ -1,0 +1,535 @@
+//! The CUDA device end to end without a GPU: its host code against a fake driver and a fake NVRTC
+//! (`tests/cuda_cpu/fake_*.cpp`), which run the real kernels on the CPU. cudarc opens the driver once a process, by its
+//! bare name, so each scenario is a process of its own: this test binary again, with the fakes in the loader's path.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use libloading::Library;
+use supernet::data::{Geometry, Normalisation};
+use supernet::device::cuda::{Cuda, Nvrtc};
+use supernet::device::paged::{Backend, Gpu as _, Paged};
+use supernet::device::source::{SOURCES, Source, cuda_options};
+use supernet::device::{Device, DeviceSpec, Executable};
+use supernet::graph::{Graph, Program, Shape, State, StoreLayout};
+use supernet::network::{SearchSpace, Supernet};
+use supernet::ops::elementwise::Linear;
+use supernet::ops::optimiser::Adam;
+use supernet::search::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, WeightOptimiser};
+use supernet::{Error, Result};
+
+/// Names the scenario that a process of its own runs.
+const SCENARIO: &str = "SUPERNET_FAKE_CUDA";
+
+const SOURCE_FILES: [&str; 4] = ["cuda_cpu.h", "fake_image.h", "fake_driver.cpp", "fake_nvrtc.cpp"];
+
+/// A folder with the fakes: `driver/` and `old/` with a libcuda.so, and libnvrtc.so. Named by the hash of their sources, so
+/// that kernels compiled by an older fake are not taken for those of this one.
+fn fakes() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda_cpu");
+        let mut hasher = DefaultHasher::new();
+        for file in SOURCE_FILES {
+            std::fs::read_to_string(sources.join(file)).expect("the fakes are in the repository").hash(&mut hasher);
+        }
+        let name = format!("cuda_host_{:016x}", hasher.finish());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let build = |file: &str, options: &[&str], library: &str| {
+            let path = folder.join(library);
+            std::fs::create_dir_all(path.parent().expect("below the folder")).expect("a writable folder");
+            if path.exists() {
+                return;
+            }
+            let fresh = path.with_extension(format!("fresh-{}", std::process::id()));
+            let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+            let output = Command::new(&compiler)
+                .args(["-O1", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unused-function"])
+                .arg(format!("-DCUDA_CPU_FOLDER=\"{}\"", sources.display()))
+                .args(options)
+                .arg(sources.join(file))
+                .arg("-o")
+                .arg(&fresh)
+                .arg("-ldl")
+                .output()
+                .unwrap_or_else(|error| panic!("the C++ compiler `{compiler}` (or $CXX) does not run: {error}"));
+            assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+            std::fs::rename(&fresh, &path).expect("a writable folder");
+        };
+        build("fake_driver.cpp", &[], "driver/libcuda.so");
+        build("fake_driver.cpp", &["-DFAKE_CUDA_OLD"], "old/libcuda.so");
+        build("fake_nvrtc.cpp", &[], "libnvrtc.so");
+        folder
+    })
+}
+
+/// A command with the fakes in place of the real libraries; `driver` is a subfolder of them.
+fn with_fakes(program: &Path, driver: &str) -> Command {
+    let mut command = Command::new(program);
+    let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    command
+        .env("LD_LIBRARY_PATH", format!("{}:{path}", fakes().join(driver).display()))
+        .env("SUPERNET_NVRTC", fakes().join("libnvrtc.so"))
+        .env("SUPERNET_CACHE", fakes().join("cache"));
+    command
+}
+
+/// Runs a scenario in a process of its own.
+fn scenario(name: &str, driver: &str, variables: &[(&str, &str)]) -> String {
+    let mut command = with_fakes(&std::env::current_exe().expect("a test binary"), driver);
+    command.args(["gpu::cuda_host::a_scenario", "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    let output = command.env(SCENARIO, name).envs(variables.iter().copied()).output().expect("the test binary starts");
+    let Output { stdout, stderr, .. } = &output;
+    let text = format!("{}{}", String::from_utf8_lossy(stdout), String::from_utf8_lossy(stderr));
+    assert!(output.status.success() && text.contains("scenario done"), "{name} {variables:?}: {text}");
+    text
+}
+
+#[test]
+#[ignore = "a process of the other tests, with the fakes in its environment"]
+fn a_scenario() {
+    match std::env::var(SCENARIO).as_deref() {
+        Ok("open") => report_opening(),
+        Ok("step") => whole_steps_equal_the_processors(),
+        Ok("replays") => replays(),
+        Ok("staging") => staging(),
+        Ok("cache") => damaged_cache(),
+        Ok("compile error") => compile_error(),
+        Ok("memory") => memory(),
+        Ok("fault") => fault(),
+        _ => return,
+    }
+    println!("scenario done");
+}
+
+/// A count of the fake driver.
+fn count(what: &str) -> i64 {
+    let name = std::ffi::CString::new(what).unwrap();
+    // SAFETY: the driver is loaded already; the function takes a text that ends with a zero and returns a number.
+    unsafe {
+        let library = Library::new("libcuda.so").unwrap();
+        let ask = library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i64>("fake_cuda\0").unwrap();
+        ask(name.as_ptr())
+    }
+}
+
+/// Objects that live.
+fn live() -> Vec<i64> {
+    ["streams", "events", "memory", "pinned", "modules", "graphs", "executables"].map(count).to_vec()
+}
+
+// ------------------------------------------------------------------------------------------------ what is missing
+
+fn report_opening() {
+    let spec = std::env::var("DEVICE").unwrap_or_else(|_| "cuda".into()).parse::<DeviceSpec>().unwrap();
+    match Device::open(&spec, &StoreLayout::new(), 1) {
+        Ok(device) => println!("opened: {}", device.name()),
+        Err(error) => println!("{}: {error}", if matches!(error, Error::Device(_)) { "device" } else { "other" }),
+    }
+}
+
+#[track_caller]
+fn check_opening(driver: &str, variables: &[(&str, &str)], expected: &[&str]) {
+    let text = scenario("open", driver, variables);
+    for part in expected {
+        assert!(text.contains(part), "{variables:?}: expected `{part}` in: {text}");
+    }
+}
+
+#[test]
+fn what_is_missing_has_its_own_message() {
+    check_opening("driver", &[], &["opened: cuda:0, Fake GPU, sm_90, 4.0 GiB"]);
+    let two = [("FAKE_CUDA_DEVICES", "2"), ("DEVICE", "cuda:1")];
+    check_opening("driver", &two, &["opened: cuda:1"]);
+    check_opening("driver", &[("DEVICE", "cuda:1")], &["device: cuda:1", "sees 1 device(s)", "supernet devices"]);
+    check_opening("driver", &[("FAKE_CUDA_DEVICES", "0")], &["device: ", "sees no GPU", "nvidia-smi", "--gpus all"]);
+    let old = ["device: ", "supports CUDA 11.4 at most", "driver 525", "CUDA 12.0"];
+    check_opening("driver", &[("FAKE_CUDA_VERSION", "11040")], &old);
+    check_opening("old", &[], &["device: ", "lacks cuGraphUpload", "driver 525"]);
+    check_opening("driver", &[("FAKE_CUDA_CAPABILITY", "61")], &["device: ", "sm_61", "7.5 (Turing)"]);
+    let nowhere = [("SUPERNET_NVRTC", "/nowhere/libnvrtc.so.13")];
+    check_opening("driver", &nowhere, &["device: SUPERNET_NVRTC=/nowhere/libnvrtc.so.13", "not a usable NVRTC"]);
+    let other = fakes().join("driver/libcuda.so");
+    let other = [("SUPERNET_NVRTC", other.to_str().unwrap())];
+    check_opening("driver", &other, &["not a usable NVRTC: it lacks nvrtcVersion"]);
+}
+
+#[test]
+fn a_machine_without_driver_or_nvrtc_says_what_to_install() {
+    // SAFETY: the driver's initialisers have no preconditions.
+    let real = ["libcuda.so", "libcuda.so.1"].iter().any(|name| unsafe { Library::new(*name) }.is_ok());
+    if !real {
+        check_opening("none", &[], &["device: no NVIDIA driver", "libcuda.so.1", "--device cpu"]);
+    }
+    let nothing =
+        ["SUPERNET_NVRTC", "CUDA_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX", "HOME"].map(|name| (name, ""));
+    let text = scenario("open", "driver", &nothing);
+    let missing = text.contains("device: no NVRTC") && text.contains("pip install nvidia-cuda-nvrtc==13.0.88");
+    assert!(missing || text.contains("opened: "), "{text}");
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn devices_lists_gpus_or_what_is_missing() {
+    let program = Path::new(env!("CARGO_BIN_EXE_supernet"));
+    let list = |variables: &[(&str, &str)]| {
+        let mut command = with_fakes(program, "driver");
+        let output = command.args(["devices", "--json"]).envs(variables.iter().copied()).output().unwrap();
+        assert!(output.status.success());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let devices = report["devices"].as_array().unwrap().clone();
+        devices.into_iter().filter(|device| device["kind"] == "cuda").collect::<Vec<_>>()
+    };
+    let two = list(&[("FAKE_CUDA_DEVICES", "2")]);
+    let expected = |index: usize| {
+        serde_json::json!({
+            "kind": "cuda", "available": true, "index": index, "name": "Fake GPU", "compute_capability": "9.0",
+            "memory_bytes": 1u64 << 32, "driver": "13.0", "nvrtc": "13.0",
+        })
+    };
+    assert_eq!(two, [expected(0), expected(1)]);
+    let without = list(&[("SUPERNET_NVRTC", "/nowhere")]);
+    assert_eq!(without[0]["available"], false);
+    assert!(without[0]["reason"].as_str().unwrap().contains("not a usable NVRTC"), "{without:?}");
+    let none = list(&[("FAKE_CUDA_DEVICES", "0")]);
+    assert!(none.len() == 1 && none[0]["reason"].as_str().unwrap().contains("sees no GPU"), "{none:?}");
+}
+
+// ------------------------------------------------------------------------------------------------ whole steps
+
+struct Search {
+    network: Supernet,
+    states: SearchStates,
+    layout: StoreLayout,
+}
+
+impl Search {
+    fn new() -> Self {
+        let size = Geometry { height: 8, width: 8, channels: 3 };
+        let network = Supernet::with_heads(SearchSpace::darts(4, 2).unwrap(), size, &[5]);
+        let mut layout = StoreLayout::new();
+        let states = SearchStates::declare(&mut layout, &network, 4);
+        Self { network, states, layout }
+    }
+
+    /// Architecture and weight half.
+    fn programs(&self) -> [Program; 2] {
+        let normalisation = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
+        let recipe = SearchRecipe {
+            order: Order::First,
+            optimiser: WeightOptimiser { momentum: 0.9, decay: 3e-4, clip: 5.0 },
+            adam: Adam { beta1: 0.5, beta2: 0.999, eps: 1e-3, decay: 1e-3 },
+            input: InputPipeline { pad: 1, flip: true, cutout: 3, normalisation, seed: 3 },
+        };
+        let architecture = step::architecture_step(&self.network, &self.states, &recipe).unwrap();
+        let weight = step::weight_step(&self.network, &self.states, &recipe).unwrap();
+        [architecture.program("architecture step", false), weight.program("weight step", false)]
+    }
+
+    /// Two steps; everything that they change.
+    fn run(&self, device: &mut Device) -> Result<Vec<(&'static str, Vec<f32>)>> {
+        let s = &self.states;
+        device.write(s.model.weights, &self.network.layout.initial_weights(3))?;
+        device.write(s.model.running, &self.network.layout.initial_running())?;
+        device.write(s.alphas, &self.network.initial_alphas(3))?;
+        device.fill(s.model.rate, 0.025)?;
+        device.fill(s.alpha_rate, 3e-4)?;
+        let programs = self.programs().map(|program| device.prepare(program));
+        for number in 0..2 {
+            for (batch, salt) in [(s.valid, 37), (s.model.train, 53)] {
+                device.write_with(batch.pixels, |pixels| {
+                    pixels.iter_mut().enumerate().for_each(|(i, p)| *p = ((i * salt + number * 11) % 256) as f32);
+                    Ok(())
+                })?;
+                device.write(batch.labels, &[0.0, 3.0, 1.0, 4.0])?;
+                device.write(batch.index, &[4.0, 9.0, number as f32, 2.0])?;
+            }
+            for program in &programs {
+                device.run(program.as_ref().unwrap())?;
+                assert!(!device.flag(s.model.flag)?);
+            }
+        }
+        let changed = [
+            ("weights", s.model.weights),
+            ("velocity", s.model.velocity),
+            ("running statistics", s.model.running),
+            ("alphas", s.alphas),
+            ("first moment", s.first_moment),
+            ("training sums", s.model.train_sums),
+            ("validation sums", s.valid_sums),
+        ];
+        changed.into_iter().map(|(name, state)| Ok((name, device.read(state)?.into_owned()))).collect()
+    }
+}
+
+fn open(layout: &StoreLayout, capture: bool) -> Result<Paged<Cuda>> {
+    Paged::new(Cuda::open(0, capture)?, layout)
+}
+
+fn whole_steps_equal_the_processors() {
+    let search = Search::new();
+    let expected = search.run(&mut Device::open(&DeviceSpec::Cpu, &search.layout, 1).unwrap()).unwrap();
+    let mut bits = Vec::new();
+    for capture in [true, false] {
+        let before = [count("graph launches"), count("launches")];
+        let mut device = Device::Gpu(Box::new(open(&search.layout, capture).unwrap()));
+        let found = search.run(&mut device).unwrap();
+        for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+            let square = |x: f64| x * x;
+            let error: f64 = found.iter().zip(expected).map(|(&f, &e)| square(f64::from(f) - f64::from(e))).sum();
+            let norm: f64 = expected.iter().map(|&e| square(f64::from(e))).sum();
+            let relative = (error / norm).sqrt();
+            assert!(relative < 1e-4, "{name}, capture {capture}: off by {relative:.1e} in norm");
+        }
+        bits.push(found);
+        let after = [count("graph launches"), count("launches")];
+        let [graphs, launches] = [after[0] - before[0], after[1] - before[1]];
+        assert!(if capture { [graphs, launches] == [4, 0] } else { graphs == 0 && launches > 100 });
+    }
+    assert_eq!(bits[0], bits[1], "captured and launched steps have the same bits");
+
+    // What is not finite is found op by op, in between the replays of a captured program.
+    let mut device = open(&search.layout, true).unwrap();
+    let [program, _] = search.programs();
+    let exe = device.prepare(program).unwrap();
+    let mut weights = search.network.layout.initial_weights(3);
+    weights[0] = f32::NAN;
+    device.write(search.states.model.weights, &weights).unwrap();
+    let found = device.find_non_finite(&exe).unwrap().expect("a NaN weight shows");
+    assert!(found.contains("op ") && found.contains("`architecture step`") && found.contains("NaN"), "{found}");
+    let after = device.read(search.states.model.weights).unwrap();
+    assert!(after.iter().zip(&weights).all(|(a, b)| a.to_bits() == b.to_bits()), "the store is as it was");
+
+    let times = device.profile(&exe, 1).unwrap();
+    assert_eq!(times.iter().map(|t| t.launches).sum::<usize>(), device.launches(&exe));
+    assert!(times.windows(2).all(|pair| pair[0].seconds >= pair[1].seconds));
+    drop(device);
+    assert!(live().iter().all(|&objects| objects == 0), "{:?}", live());
+}
+
+#[test]
+fn whole_search_steps_on_a_fake_gpu() {
+    scenario("step", "driver", &[]);
+}
+
+// ------------------------------------------------------------------------------------------------ replays and staging
+
+/// A program that adds one state to another.
+struct Adder {
+    device: Paged<Cuda>,
+    exe: Executable,
+    term: State,
+    sum: State,
+}
+
+impl Adder {
+    fn new(elements: usize, capture: bool) -> Result<Self> {
+        let mut layout = StoreLayout::new();
+        let shape = Shape::vector(elements);
+        let [term, sum] = ["term", "sum"].map(|name| layout.add(name, shape));
+        let mut graph = Graph::new();
+        let [a, b] = [term, sum].map(|state| graph.state(state));
+        let next = Linear::record(&mut graph, &[(1.0, a), (1.0, b)], "next")?;
+        Linear::record_into(&mut graph, &[(1.0, next)], b)?;
+        let mut device = open(&layout, capture)?;
+        let exe = device.prepare(Program::new("adding", graph, &[]))?;
+        Ok(Self { device, exe, term, sum })
+    }
+
+    fn step(&mut self, value: f32) -> Result<()> {
+        self.device.write(self.term, &vec![value; self.term.shape.len()])?;
+        self.device.run(&self.exe)
+    }
+}
+
+fn replays() {
+    let mut adder = Adder::new(5, true).unwrap();
+    // Warm, with a watched flag.
+    adder.step(0.0).unwrap();
+    assert!(!adder.device.flag(adder.sum).unwrap());
+    for _ in 0..20 {
+        adder.step(0.0).unwrap();
+    }
+    let (before, graphs, launches) = (live(), count("graph launches"), count("launches"));
+    // The flag may be seen late, but not later than some replays, and the host does not stop the stream for it.
+    let seen = (1..=200).position(|i| {
+        adder.step(i as f32).unwrap();
+        adder.device.flag(adder.sum).unwrap()
+    });
+    let seen = seen.expect("the flag is seen");
+    assert!(seen <= 8, "the flag was raised by the first replay and seen after {seen} more");
+    for i in seen + 2..=200 {
+        adder.step(i as f32).unwrap();
+        assert!(adder.device.flag(adder.sum).unwrap());
+    }
+    assert_eq!([count("graph launches") - graphs, count("launches") - launches], [200, 0]);
+    assert_eq!(adder.device.read(adder.sum).unwrap(), [20_100.0; 5], "every replay met its own term");
+    assert_eq!(live()[2..], before[2..], "replays allocate nothing");
+    assert!(live()[1] - before[1] <= 64, "events are used again: {before:?}, {:?}", live());
+
+    // A flag that the host takes down is down at once, whatever copies are still under way.
+    adder.step(1.0).unwrap();
+    adder.device.write(adder.sum, &[0.0; 5]).unwrap();
+    assert!(!adder.device.flag(adder.sum).unwrap());
+    adder.step(0.0).unwrap();
+    assert!(!adder.device.flag(adder.sum).unwrap());
+
+    // A second program with a larger arena: the first is recorded anew and still right.
+    let mut graph = Graph::new();
+    let b = graph.state(adder.sum);
+    let mut terms: Vec<_> = (0..40).map(|i| Linear::record(&mut graph, &[(f64::from(i), b)], "x").unwrap()).collect();
+    terms.push(b);
+    let all: Vec<_> = terms.iter().map(|&t| (1.0, t)).collect();
+    let total = Linear::record(&mut graph, &all, "total").unwrap();
+    let other = adder.device.prepare(Program::new("more", graph, &[total])).unwrap();
+    adder.device.write(adder.sum, &[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+    adder.device.run(&other).unwrap();
+    assert_eq!(adder.device.read_tensor(&other, total).unwrap(), [781.0, 1562.0, 2343.0, 3124.0, 3905.0]);
+    adder.step(1.0).unwrap();
+    assert_eq!(adder.device.read(adder.sum).unwrap(), [2.0, 3.0, 4.0, 5.0, 6.0]);
+    drop(adder);
+    assert!(live().iter().all(|&objects| objects == 0), "{:?}", live());
+}
+
+#[test]
+fn replays_are_one_call_and_allocate_nothing() {
+    scenario("replays", "driver", &[]);
+}
+
+/// Values larger than a piece, and together larger than the ring, while the stream lags behind.
+fn staging() {
+    let elements = (5 << 20) / 4 + 13;
+    let mut adder = Adder::new(elements, false).unwrap();
+    for value in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0] {
+        adder.step(value).unwrap();
+    }
+    assert!(count("waiting") > 0, "the host does not wait for the stream");
+    assert!(adder.device.read(adder.sum).unwrap().iter().all(|&sum| sum == 127.0));
+}
+
+#[test]
+fn staged_values_arrive_in_order_however_large() {
+    scenario("staging", "driver", &[]);
+}
+
+// ------------------------------------------------------------------------------------------------ what goes wrong
+
+fn damaged_cache() {
+    let folder = PathBuf::from(std::env::var_os("SUPERNET_CACHE").unwrap());
+    let sum = || {
+        let mut adder = Adder::new(5, true).unwrap();
+        adder.step(3.0).unwrap();
+        assert_eq!(adder.device.read(adder.sum).unwrap(), [3.0; 5]);
+    };
+    let entries = || -> Vec<(PathBuf, Vec<u8>)> {
+        let files = std::fs::read_dir(folder.join("cuda")).unwrap().map(|entry| entry.unwrap().path());
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+    };
+    sum();
+    let made = entries();
+    assert!(!made.is_empty() && made.iter().all(|(path, _)| path.extension().is_some_and(|e| e == "cubin")));
+    for (path, bytes) in &made {
+        let mut damaged = bytes.clone();
+        damaged[bytes.len() / 2] ^= 1;
+        std::fs::write(path, damaged).unwrap();
+    }
+    sum();
+    for (path, bytes) in entries() {
+        let original = &made.iter().find(|(p, _)| *p == path).expect("the same names").1;
+        assert_eq!(bytes.len(), original.len(), "{} was rebuilt", path.display());
+        let damaged = bytes.iter().zip(original).position(|(a, b)| a != b);
+        assert!(damaged != Some(bytes.len() / 2), "{} was rebuilt", path.display());
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn damaged_cache_entries_are_rebuilt() {
+    let folder = fakes().join(format!("own-cache-{}", std::process::id()));
+    scenario("cache", "driver", &[("SUPERNET_CACHE", folder.to_str().unwrap())]);
+    // Without any cache it only takes longer.
+    scenario("replays", "driver", &[("SUPERNET_CACHE", "")]);
+}
+
+fn compile_error() {
+    let nvrtc = Nvrtc::find(13).unwrap();
+    let broken = Source {
+        cuda: "#include \"common.cuh\"\nextern \"C\" __global__ void __launch_bounds__(BLOCK, 4) k() { undeclared(); }",
+        ..SOURCES[0]
+    };
+    let mut options = cuda_options(true).to_vec();
+    options.push("--gpu-architecture=sm_90".into());
+    let error = nvrtc.compile(&broken, &options).unwrap_err().to_string();
+    let file = format!("{}.cu", SOURCES[0].stem);
+    assert!(error.contains("nvrtcCompileProgram returned 6") && error.contains("undeclared"), "{error}");
+    assert!(error.starts_with(&file) && error.contains(&format!("{file}:2")), "{error}");
+}
+
+#[test]
+fn compile_errors_carry_the_log() {
+    scenario("compile error", "driver", &[]);
+}
+
+/// The real compiler makes machine code, where it is at hand.
+#[test]
+fn nvrtc_makes_cubins() {
+    let compile = || -> Result<Vec<u8>> {
+        let mut options = cuda_options(true).to_vec();
+        options.extend(["--std=c++17", "--gpu-architecture=sm_90"].map(str::to_owned));
+        Nvrtc::find(13)?.compile(&SOURCES[0], &options)
+    };
+    match compile() {
+        Ok(cubin) => assert!(cubin.starts_with(b"\x7fELF"), "{:?}", &cubin[..16.min(cubin.len())]),
+        Err(error) => super::missing("NVRTC", "SUPERNET_REQUIRE_NVRTC", &error.to_string()),
+    }
+}
+
+fn memory() {
+    let mut layout = StoreLayout::new();
+    layout.add("large", Shape::vector(1 << 20));
+    let error = open(&layout, true).err().expect("4 MiB do not fit into 3");
+    let message = error.to_string();
+    assert!(matches!(error, Error::Memory(_)), "{message}");
+    for part in ["cuda:0", "4.0 MiB for store", "3.0 MiB of 3.0 MiB are free", "--batch"] {
+        assert!(message.contains(part), "{message}");
+    }
+    // The arena grows, or nothing changes: what was prepared before says so.
+    let mut adder = Adder::new(20_000, true).unwrap();
+    let mut graph = Graph::new();
+    let wide = graph.state(adder.sum);
+    let parts: Vec<_> = (0..60).map(|_| Linear::record(&mut graph, &[(1.0, wide)], "x").unwrap()).collect();
+    let error = adder.device.prepare(Program::new("large", graph, &parts)).unwrap_err();
+    assert!(matches!(error, Error::Memory(_)), "{error}");
+    assert!(adder.step(1.0).unwrap_err().to_string().contains("the arena could not grow"));
+    drop(adder);
+    assert!(live().iter().all(|&objects| objects == 0), "{:?}", live());
+}
+
+#[test]
+fn memory_that_does_not_fit_is_refused_with_the_numbers() {
+    scenario("memory", "driver", &[("FAKE_CUDA_MEMORY", "3145728")]);
+}
+
+fn fault() {
+    let mut adder = Adder::new(5, true).unwrap();
+    adder.step(1.0).unwrap();
+    adder.step(1.0).unwrap();
+    let error = adder.device.read(adder.sum).unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, Error::Device(_)), "{message}");
+    for part in ["cuda:0, Fake GPU", "reading values after `adding`", "CUDA_ERROR_ILLEGAL_ADDRESS", "--resume"] {
+        assert!(message.contains(part), "{message}");
+    }
+    // Everything later fails in words, too.
+    assert!(adder.step(1.0).unwrap_err().to_string().contains("an illegal memory access"));
+    assert!(adder.device.flag(adder.sum).is_err());
+    let backend_name = adder.device.backend().name();
+    assert!(backend_name.starts_with("cuda:0"));
+}
+
+#[test]
+fn a_kernel_that_faults_is_reported() {
+    scenario("fault", "driver", &[("FAKE_CUDA_FAULT", "3")]);
+}
