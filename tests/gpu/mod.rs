@@ -20,6 +20,8 @@ mod pool_cases;
 mod records;
 mod reduce_cases;
 mod separable_cases;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod steps;
 mod transport_cases;
 mod wgsl;
 
