@@ -131,7 +131,9 @@ fn merged_programs_compute_what_they_do_apart() {
 fn mark(place: &Place, marks: &mut [Vec<bool>]) {
     for row in 0..place.shape.rows() {
         let start = place.offset as usize + row * place.row_stride as usize;
-        marks[place.page as usize][start..start + place.shape.c].fill(true);
+        let end = start + place.shape.c;
+        assert!(end <= marks[place.page as usize].len(), "{place:?} lies beyond its page");
+        marks[place.page as usize][start..end].fill(true);
     }
 }
 

@@ -489,7 +489,8 @@ pub(super) fn weights(items: &[Weight], scratch: Place) -> Vec<Launch> {
             sums.push(fold::Sums { partial, chunks, chunk_stride, out, accumulate });
         }
         if let Some((out, accumulate)) = item.dbias {
-            let partial = Place { offset: partial.offset + (s.depth() * s.y.c) as u32, ..partial };
+            let before = s.depth() * s.y.c;
+            let partial = stretch(partial, before, partial.shape.len() - before);
             sums.push(fold::Sums { partial, chunks, chunk_stride, out: out.vector(s.y.c), accumulate });
         }
     }

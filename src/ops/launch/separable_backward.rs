@@ -200,7 +200,9 @@ impl Placed {
             record.mask = slots.reads(mask);
         }
         if store {
-            record.dy = slots.writes(self.dy);
+            // Whole quads are written.
+            let shape = self.dy.shape.with_channels(self.dy.row_stride as usize);
+            record.dy = slots.writes(Place { shape, ..self.dy });
         }
         let mut maps = [Some(self.g), self.y, self.coef].into_iter().flatten();
         Job { records: vec![record], blocks: chunks * groups, wide: maps.all(Place::wide) }
