@@ -1,5 +1,5 @@
 // Gradients of separable convolutions (src/ops/separable.rs). One kernel takes the gradient dy back to the depthwise
-// result, dd; one computes the gradients of both weights and of the input; one folds the sums of normalised inputs.
+// result, dd; one computes the gradients of both weights and of the input. Sums of normalised inputs are folded in pool.cu.
 #include "common.cuh"
 
 struct SeparableGradient {

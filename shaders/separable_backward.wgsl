@@ -1,5 +1,4 @@
-// Gradients of separable convolutions: kernels/separable_backward.cu in WGSL, function by function. Both tables are
-// uniforms of the same binding; an entry point uses one of them.
+// Gradients of separable convolutions: kernels/separable_backward.cu in WGSL, function by function.
 
 struct SeparableGradient {
     first_block: u32,
@@ -65,7 +64,7 @@ const POINTWISE: u32 = 0;
 const TAPS: u32 = 1;
 const INPUT: u32 = 2;
 
-// Records of full tables.
+// Records of a full table.
 const JOBS: u32 = 64;
 
 @group(0) @binding(0) var<uniform> p: JobsParams;
