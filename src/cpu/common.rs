@@ -299,12 +299,22 @@ impl Terms {
                 out,
                 ldo,
                 accumulate,
+                far: far(3, shape.len()),
             };
             // SAFETY: the views cover the image, the coefficients have three rows, and the caller's `out` holds it.
             unsafe { (micro.affine)(&args) };
             accumulate = true;
         }
     }
+}
+
+/// Bytes of maps that a processor's shared cache does not keep for one core, by measurement of mixtures: asking ahead makes
+/// those of 29 MB and more 1.1 to 2 times as fast, and those of 18 MB slower by a fifth.
+const FAR_BYTES: usize = 20 << 20;
+
+/// Whether so many maps of so many floats are to be asked for ahead of their use.
+pub fn far(maps: usize, len: usize) -> bool {
+    maps * len * size_of::<f32>() > FAR_BYTES
 }
 
 /// `out (+)= sum of the partials`, each as long as `out`, in order.

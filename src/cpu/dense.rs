@@ -200,6 +200,7 @@ impl Kernel for DenseKernel {
                     out,
                     ldo,
                     accumulate: false,
+                    far: false,
                 };
                 // SAFETY: as above; the kernel may work in place.
                 unsafe { (micro.affine)(&args) };

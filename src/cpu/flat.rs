@@ -2,7 +2,7 @@
 
 use std::ptr::null;
 
-use super::common::{Areas, BatchMoments, Terms, contiguous, image, pixels, take_terms};
+use super::common::{Areas, BatchMoments, Terms, contiguous, far, image, pixels, take_terms};
 use super::kernel::{Context, Kernel, Launch};
 use super::micro::{self, Source, WeightedSum};
 use crate::device::view::View;
@@ -77,6 +77,7 @@ impl Kernel for LinearKernel {
                     out: image(&self.out, n),
                     ldo: self.out.row_stride,
                     accumulate: self.accumulate || i > 0,
+                    far: far(1, shape.len()),
                 };
                 // SAFETY: the views cover the image, the factors have one element a channel.
                 unsafe { (context.micro.weighted_sum)(&args) };

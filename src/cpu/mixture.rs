@@ -5,7 +5,7 @@
 
 use std::ptr::{null, null_mut};
 
-use super::common::{Areas, Prologue, TileArea, TileAreas, element, image, pixels};
+use super::common::{Areas, Prologue, TileArea, TileAreas, element, far, image, pixels};
 use super::kernel::{Context, Kernel, Launch, Tile};
 use super::micro::{self, SourceSum, WeightedSum, WeightedSums};
 use crate::device::view::View;
@@ -135,10 +135,11 @@ impl MixtureKernel {
         let (c, masked) = (self.out.shape.c, self.sources.mask.is_some());
         let mut list = [micro::Source { y: null(), ld: 0, scale: null() }; PASS];
         let (mut count, mut fresh) = (0, true);
+        let far = far(self.sources.list.len(), self.out.shape.len());
         let (out, ldo) = (image(&self.out, n).wrapping_add(first * self.out.row_stride), self.out.row_stride);
         let flush = |sources: &[micro::Source], fresh: bool| {
             let (bias, accumulate) = if fresh { (bias, self.accumulate) } else { (null(), true) };
-            let args = WeightedSum { sources, bias, rows, c, out, ldo, accumulate };
+            let args = WeightedSum { sources, bias, rows, c, out, ldo, accumulate, far };
             // SAFETY: the views cover the image; factors and summands have one element a channel.
             unsafe { (context.micro.weighted_sum)(&args) };
         };
@@ -229,9 +230,10 @@ impl MixtureBackwardKernel {
     /// Adds image `n` to sums laid out like a chunk's. Without masks all sources share the sums of g of the first.
     fn image(&self, context: &Context<'_>, n: usize, sums: *mut f32) {
         let (shape, masked) = (self.g.shape, self.sources.mask.is_some());
+        let far = far(self.sources.list.len(), shape.len());
         let pass = |sources: &[SourceSum], s1: *mut f32| {
             let (g, ldg) = (image(&self.g, n), self.g.row_stride);
-            let args = WeightedSums { sources, g, ldg, rows: pixels(shape), c: shape.c, s1 };
+            let args = WeightedSums { sources, g, ldg, rows: pixels(shape), c: shape.c, s1, far };
             // SAFETY: the views cover the image, the sums have one element a channel.
             unsafe { (context.micro.weighted_sums)(&args) };
         };

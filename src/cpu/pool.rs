@@ -223,6 +223,7 @@ impl Kernel for GlobalPoolBackwardKernel {
                 out: image(&self.dx, n),
                 ldo: self.dx.row_stride,
                 accumulate: self.accumulate,
+                far: false,
             };
             // SAFETY: the view covers the image.
             unsafe { (context.micro.weighted_sum)(&args) };

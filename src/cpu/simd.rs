@@ -38,6 +38,9 @@ pub trait Vector: Copy {
     /// # Safety
     /// The CPU has the instruction set of the type and `p` is valid for reading `n` floats.
     unsafe fn load_part(p: *const f32, n: usize) -> Self;
+    /// Asks for the cache line of `p`, which may lie anywhere; does nothing where there is no such instruction.
+    #[inline(always)]
+    fn prefetch(_p: *const f32) {}
     /// Writes `LANES` floats, of any alignment.
     ///
     /// # Safety
@@ -321,6 +324,11 @@ mod x86 {
             unsafe fn zero() -> Self {
                 // SAFETY: the caller vouches for the instruction set.
                 Self(unsafe { $zero() })
+            }
+            #[inline(always)]
+            fn prefetch(p: *const f32) {
+                // SAFETY: a hint, which never faults, of an instruction that every x86-64 has.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
             }
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {

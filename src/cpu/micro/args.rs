@@ -189,6 +189,8 @@ pub struct Affine {
     pub ldo: usize,
     /// Whether to add to `out`.
     pub accumulate: bool,
+    /// Whether the maps of the whole batch are larger than the caches: then they are asked for ahead of their use.
+    pub far: bool,
 }
 
 /// Arguments of `bound`: `x = min(max(x + bias + residual, low), high)` in place. NaN stays.
@@ -314,6 +316,8 @@ pub struct WeightedSum<'a> {
     pub ldo: usize,
     /// Whether to add to `out`.
     pub accumulate: bool,
+    /// Whether the maps of the whole batch are larger than the caches: then they are asked for ahead of their use.
+    pub far: bool,
 }
 
 /// One reduction of `weighted_sums`: `s2 += sum of g * (y - mean)`.
@@ -345,6 +349,8 @@ pub struct WeightedSums<'a> {
     pub c: usize,
     /// One sum for each channel, added to; null where it is not wanted.
     pub s1: *mut f32,
+    /// Whether the maps of the whole batch are larger than the caches: then they are asked for ahead of their use.
+    pub far: bool,
 }
 
 /// Arguments of `pool_forward`: maximum and mean of each window, of which only the pixels inside the map count.

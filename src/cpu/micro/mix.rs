@@ -25,6 +25,10 @@ pub(super) unsafe fn weighted_sum<V: Vector>(a: &WeightedSum<'_>) {
     }
 }
 
+/// Rows by which maps are asked for ahead of their use. A sum of dozens of maps walks through more streams than the processor
+/// foresees by itself.
+const AHEAD: usize = 24;
+
 #[inline(always)]
 unsafe fn sum_tile<V: Vector, const FULL: bool, const T: usize>(a: &WeightedSum<'_>, r: usize, lo: usize, n: usize) {
     // SAFETY: the caller's contract.
@@ -34,7 +38,11 @@ unsafe fn sum_tile<V: Vector, const FULL: bool, const T: usize>(a: &WeightedSum<
             let scale = ld::<V, FULL>(source.scale.add(lo), n);
             let y = source.y.add(r * source.ld + lo);
             for (t, sum) in acc.iter_mut().enumerate() {
-                *sum = ld::<V, FULL>(y.add(t * source.ld), n).mul_add(scale, *sum);
+                let row = y.add(t * source.ld);
+                if a.far {
+                    V::prefetch(row.wrapping_add(AHEAD * source.ld));
+                }
+                *sum = ld::<V, FULL>(row, n).mul_add(scale, *sum);
             }
         }
         let out = a.out.add(r * a.ldo + lo);
@@ -104,7 +112,12 @@ unsafe fn product_stretch<V: Vector, const FULL: bool>(
         let mut y = source.y.add(r * source.ld + lo);
         for _ in 0..rows / 4 {
             for (t, sum) in sum.iter_mut().enumerate() {
-                let d = ld::<V, FULL>(y.add(t * source.ld), n).sub(mean);
+                let row = y.add(t * source.ld);
+                // The source's next stretch comes after those of all other sources.
+                if a.far {
+                    V::prefetch(row.wrapping_add(STRETCH * source.ld));
+                }
+                let d = ld::<V, FULL>(row, n).sub(mean);
                 *sum = ld::<V, FULL>(g.add(t * a.ldg), n).mul_add(d, *sum);
             }
             g = g.add(4 * a.ldg);
@@ -151,6 +164,7 @@ mod tests {
                             out: out.ptr_mut(),
                             ldo: before.ld,
                             accumulate,
+                            far: accumulate,
                         };
                         // SAFETY: the maps have the sizes that the arguments name.
                         unsafe { (table.weighted_sum)(&args) };
@@ -171,7 +185,15 @@ mod tests {
                                 s2: s2.ptr_mut(),
                             })
                             .collect();
-                        let args = WeightedSums { sources: &sources, g: g.ptr(), ldg: g.ld, rows, c, s1: s1.ptr_mut() };
+                        let args = WeightedSums {
+                            sources: &sources,
+                            g: g.ptr(),
+                            ldg: g.ld,
+                            rows,
+                            c,
+                            s1: s1.ptr_mut(),
+                            far: accumulate,
+                        };
                         // SAFETY: as above.
                         unsafe { (table.weighted_sums)(&args) };
                         s1.check(&what, |_, i| start.at(0, i) + (0..rows).map(|r| g.at(r, i)).sum::<f64>());

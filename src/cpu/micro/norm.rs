@@ -1,5 +1,7 @@
 //! Statistics of channels and the channel-wise combinations that batch normalisation needs in both directions.
 
+use std::ops::Range;
+
 use super::super::simd::{Vector, coef, ld, st};
 use super::prologue::add_into;
 use super::{Affine, Bound, Moments, Sums};
@@ -7,36 +9,63 @@ use super::{Affine, Bound, Moments, Sums};
 /// See [`super::Micro`].
 #[inline(always)]
 pub(super) unsafe fn moments<V: Vector>(a: &Moments) {
-    // SAFETY: the caller's contract.
-    unsafe { blocks!(V, a.c, moments_block[](a)) }
+    let stretch = (STRETCH_FLOATS / a.c).clamp(STRETCH, 8 * STRETCH);
+    let mut row = 0;
+    while row < a.rows {
+        let rows = (a.rows - row).min(stretch);
+        // SAFETY: the caller's contract; the stretches end with the rows.
+        unsafe { blocks!(V, a.c, moments_block[](a, row, rows)) }
+        row += rows;
+    }
 }
 
-/// Two passes, because a single one loses the digits that mean and deviation do not share. Eight partial sums hide the
-/// latency of the additions and keep each chain short.
+/// Rows that all blocks of channels take before the next rows, so that a cache line is fetched once for all of them.
+const STRETCH: usize = 64;
+/// Floats of a stretch that is passed over twice, less than a first-level cache has.
+const STRETCH_FLOATS: usize = 4096;
+
+/// Two passes over a stretch, because a single one loses the digits that mean and deviation do not share; then the stretch
+/// is merged with the rows before it. Eight partial sums hide the latency of the additions and keep each chain short.
 #[inline(always)]
-unsafe fn moments_block<V: Vector, const FULL: bool>(a: &Moments, lo: usize, n: usize) {
+unsafe fn moments_block<V: Vector, const FULL: bool>(a: &Moments, row: usize, rows: usize, lo: usize, n: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        let mean = pass::<V, FULL, false>(a, lo, n, V::zero()).mul(V::splat(1.0 / a.rows as f32));
-        st::<V, FULL>(a.mean.add(lo), n, mean);
-        st::<V, FULL>(a.m2.add(lo), n, pass::<V, FULL, true>(a, lo, n, mean));
+        let y = a.y.add(row * a.ldy + lo);
+        let own = pass::<V, FULL, false>(y, a.ldy, rows, n, V::zero()).mul(V::splat(1.0 / rows as f32));
+        let m2 = pass::<V, FULL, true>(y, a.ldy, rows, n, own);
+        if row == 0 {
+            st::<V, FULL>(a.mean.add(lo), n, own);
+            st::<V, FULL>(a.m2.add(lo), n, m2);
+            return;
+        }
+        let share = rows as f32 / (row + rows) as f32;
+        let mean = ld::<V, FULL>(a.mean.add(lo), n);
+        let apart = own.sub(mean);
+        st::<V, FULL>(a.mean.add(lo), n, apart.mul_add(V::splat(share), mean));
+        let merged = apart.mul(apart).mul_add(V::splat(row as f32 * share), ld::<V, FULL>(a.m2.add(lo), n).add(m2));
+        st::<V, FULL>(a.m2.add(lo), n, merged);
     }
 }
 
 #[inline(always)]
-unsafe fn pass<V: Vector, const FULL: bool, const SQUARE: bool>(a: &Moments, lo: usize, n: usize, mean: V) -> V {
+unsafe fn pass<V: Vector, const FULL: bool, const SQUARE: bool>(
+    mut y: *const f32,
+    ld_y: usize,
+    rows: usize,
+    n: usize,
+    mean: V,
+) -> V {
     // SAFETY: the caller's contract.
     unsafe {
         let mut s = [V::zero(); 8];
-        let mut y = a.y.add(lo);
-        for _ in 0..a.rows / 8 {
+        for _ in 0..rows / 8 {
             for (t, s) in s.iter_mut().enumerate() {
-                *s = step::<V, SQUARE>(ld::<V, FULL>(y.add(t * a.ldy), n), mean, *s);
+                *s = step::<V, SQUARE>(ld::<V, FULL>(y.add(t * ld_y), n), mean, *s);
             }
-            y = y.add(8 * a.ldy);
+            y = y.add(8 * ld_y);
         }
-        for t in 0..a.rows % 8 {
-            s[0] = step::<V, SQUARE>(ld::<V, FULL>(y.add(t * a.ldy), n), mean, s[0]);
+        for t in 0..rows % 8 {
+            s[0] = step::<V, SQUARE>(ld::<V, FULL>(y.add(t * ld_y), n), mean, s[0]);
         }
         s[0].add(s[1]).add(s[2].add(s[3])).add(s[4].add(s[5]).add(s[6].add(s[7])))
     }
@@ -55,20 +84,26 @@ fn step<V: Vector, const SQUARE: bool>(y: V, mean: V, sum: V) -> V {
 /// See [`super::Micro`].
 #[inline(always)]
 pub(super) unsafe fn affine<V: Vector>(a: &Affine) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        match (!a.y.is_null() && !a.b.is_null(), a.accumulate) {
-            (false, false) => blocks!(V, a.c, affine_block[false, false](a)),
-            (false, true) => blocks!(V, a.c, affine_block[false, true](a)),
-            (true, false) => blocks!(V, a.c, affine_block[true, false](a)),
-            (true, true) => blocks!(V, a.c, affine_block[true, true](a)),
+    let mut row = 0;
+    while row < a.rows {
+        let rows = row..a.rows.min(row + STRETCH);
+        // SAFETY: the caller's contract; the stretches end with the rows.
+        unsafe {
+            match (!a.y.is_null() && !a.b.is_null(), a.accumulate) {
+                (false, false) => blocks!(V, a.c, affine_block[false, false](a, &rows)),
+                (false, true) => blocks!(V, a.c, affine_block[false, true](a, &rows)),
+                (true, false) => blocks!(V, a.c, affine_block[true, false](a, &rows)),
+                (true, true) => blocks!(V, a.c, affine_block[true, true](a, &rows)),
+            }
         }
+        row = rows.end;
     }
 }
 
 #[inline(always)]
 unsafe fn affine_block<V: Vector, const FULL: bool, const Y: bool, const ACCUMULATE: bool>(
     a: &Affine,
+    rows: &Range<usize>,
     lo: usize,
     n: usize,
 ) {
@@ -77,12 +112,17 @@ unsafe fn affine_block<V: Vector, const FULL: bool, const Y: bool, const ACCUMUL
         let factor = coef::<V, FULL>(a.a, lo, n, 1.0).mul(V::splat(a.s));
         let second = if Y { ld::<V, FULL>(a.b.add(lo), n) } else { V::zero() };
         let shift = coef::<V, FULL>(a.d, lo, n, 0.0);
-        for r in 0..a.rows {
+        for r in rows.clone() {
             let mut v = shift;
-            if Y {
-                v = ld::<V, FULL>(a.y.add(r * a.ldy + lo), n).mul_add(second, v);
+            let (y, g) = (a.y.wrapping_add(r * a.ldy + lo), a.g.add(r * a.ldg + lo));
+            if a.far {
+                V::prefetch(y.wrapping_add(STRETCH * a.ldy));
+                V::prefetch(g.wrapping_add(STRETCH * a.ldg));
             }
-            v = ld::<V, FULL>(a.g.add(r * a.ldg + lo), n).mul_add(factor, v);
+            if Y {
+                v = ld::<V, FULL>(y, n).mul_add(second, v);
+            }
+            v = ld::<V, FULL>(g, n).mul_add(factor, v);
             let out = a.out.add(r * a.ldo + lo);
             if ACCUMULATE {
                 v = ld::<V, FULL>(out, n).add(v);
@@ -249,6 +289,7 @@ mod tests {
                             out: out.ptr_mut(),
                             ldo: before.ld,
                             accumulate,
+                            far: accumulate,
                         };
                         // SAFETY: as above.
                         unsafe { (table.affine)(&args) };
