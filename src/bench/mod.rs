@@ -12,6 +12,7 @@ pub mod ceiling;
 pub mod chart;
 pub mod compare;
 mod folded;
+pub mod gpu;
 pub mod growth;
 pub mod kernels;
 pub mod loader;

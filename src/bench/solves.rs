@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::chart::{Chart, Series};
 use super::measure::{self, Effort, PowerLaw};
 use super::report::{Measured, Report, Table, changes, milliseconds};
+use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
+use crate::graph::StoreLayout;
 use crate::machine::Machine;
 use crate::random::{Stream, normal};
 use crate::transport::{Cloud, Costs, Domain, Epsilon, Options, Points, Problem, Schedule, Solution, Values, solve};
@@ -66,7 +68,7 @@ impl Subject {
     ///
     /// # Errors
     /// Those of [`Points::new`].
-    pub fn new(shape: Shape, domain: Domain, threads: usize) -> Result<Self> {
+    pub fn new(shape: Shape, domain: Domain, (device, threads): (DeviceSpec, usize)) -> Result<Self> {
         let Shape { problems, points, dimensions } = shape;
         let clouds = (2..).find(|n| n * (n - 1) / 2 >= problems).unwrap_or(2);
         let stream = Stream::new(0, PURPOSE_POINTS);
@@ -86,8 +88,15 @@ impl Subject {
         let problem = |(a, b)| Problem::uniform(points.cloud(a), points.cloud(b), Epsilon::Mean(EPSILON));
         let problems = pairs.take(problems).map(problem).collect();
         let schedule = Schedule::Converge { factor: 1.0 };
-        let options =
-            Options { schedule, iterations: ITERATIONS, tolerance: -1.0, domain, threads, ..Options::default() };
+        let options = Options {
+            schedule,
+            iterations: ITERATIONS,
+            tolerance: -1.0,
+            domain,
+            device,
+            threads,
+            ..Options::default()
+        };
         Ok(Self { points, problems, options })
     }
 
@@ -176,8 +185,8 @@ pub struct SolveDetails {
 /// Result of the solves.
 pub type SolveReport = Report<Solved, SolveDetails>;
 
-fn time(shape: Shape, domain: Domain, threads: usize, quick: bool) -> Result<Solved> {
-    let subject = Subject::new(shape, domain, threads)?;
+fn time(shape: Shape, domain: Domain, on: (DeviceSpec, usize), quick: bool) -> Result<Solved> {
+    let subject = Subject::new(shape, domain, on)?;
     let mut failed = None;
     let times = measure::sample(Effort::new(quick), |repeats| {
         (0..repeats).for_each(|_| failed = failed.take().or(subject.solve().err()));
@@ -200,7 +209,7 @@ fn time(shape: Shape, domain: Domain, threads: usize, quick: bool) -> Result<Sol
 /// [`Error::Usage`] for fewer than two different values, and those of the solver.
 pub fn run(
     grow: Option<(Axis, &[usize])>,
-    threads: usize,
+    on: (DeviceSpec, usize),
     quick: bool,
     mut look: impl FnMut(&str),
 ) -> Result<SolveReport> {
@@ -219,19 +228,21 @@ pub fn run(
             values.into_iter().map(|v| (v, axis.set(v))).collect()
         }
     };
+    // Held throughout: a solve opens its device, which is cheap while one is open.
+    let held = Device::open(&on.0, &StoreLayout::new(), on.1)?;
     let (mut cases, mut laws) = (Vec::new(), Vec::new());
     for domain in [Domain::Log, Domain::Kernel] {
         let mut points = Vec::new();
         for &(value, shape) in &shapes {
             look(&shape.name(domain));
-            let solved = time(shape, domain, threads, quick)?;
+            let solved = time(shape, domain, on, quick)?;
             points.push((value as f64, solved.measured.times.milliseconds));
             cases.push(solved);
         }
         laws.push((domain_name(domain), PowerLaw::fit(&points)));
     }
     let details = SolveDetails { grow: grow.map(|(axis, _)| Growth { axis, laws }) };
-    Ok(Report { bench: "transport", machine: Machine::here(threads), quick, cases, changes: None, details })
+    Ok(Report { bench: "transport", machine: Machine::with(&held, on.1), quick, cases, changes: None, details })
 }
 
 /// The result as text.
@@ -273,7 +284,7 @@ pub fn chart(report: &SolveReport) -> Option<Chart> {
         Series { name, points, line }
     };
     Some(Chart {
-        title: format!("{ITERATIONS} Sinkhorn iterations as the {} grow: {}", grow.axis.name(), report.machine.cpu),
+        title: format!("{ITERATIONS} Sinkhorn iterations as the {} grow: {}", grow.axis.name(), report.machine.title()),
         axes: [grow.axis.name().into(), "milliseconds".into()],
         series: grow.laws.iter().map(series).collect(),
         limits: Vec::new(),
@@ -288,7 +299,7 @@ mod tests {
     fn a_subject_has_its_shape_and_its_iterations() {
         let shape = Shape { problems: 4, points: 5, dimensions: 3 };
         for domain in [Domain::Log, Domain::Kernel] {
-            let solutions = Subject::new(shape, domain, 1).unwrap().solve().unwrap();
+            let solutions = Subject::new(shape, domain, (DeviceSpec::Cpu, 1)).unwrap().solve().unwrap();
             assert_eq!(solutions.len(), 4);
             assert!(solutions.iter().all(|s| s.iterations == ITERATIONS && s.lower <= s.upper), "{solutions:?}");
         }
@@ -296,9 +307,11 @@ mod tests {
 
     #[test]
     fn a_series_needs_two_values() {
-        let refused = |values: &[usize]| run(Some((Axis::Points, values)), 1, true, |_| ()).unwrap_err().to_string();
+        let refused = |values: &[usize]| {
+            run(Some((Axis::Points, values)), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap_err().to_string()
+        };
         assert!(refused(&[4, 4]).contains("--grow points") && refused(&[0, 4]).contains("above 0"));
-        let report = run(Some((Axis::Points, &[4, 8])), 1, true, |_| ()).unwrap();
+        let report = run(Some((Axis::Points, &[4, 8])), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
         assert_eq!((report.cases.len(), report.details.grow.as_ref().unwrap().laws.len()), (4, 2));
         assert!(chart(&report).unwrap().series.iter().all(|s| s.points.len() == 2));
     }

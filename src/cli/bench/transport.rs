@@ -11,7 +11,8 @@ const AFTER_HELP: &str = "\
 Examples:
   supernet bench transport --threads 2 --json > transport.json
   supernet bench transport --grow points --svg points.svg
-  supernet bench transport --grow problems --values 10,100,1000";
+  supernet bench transport --grow problems --values 10,100,1000
+  supernet bench transport --device cuda --json > cuda.json";
 
 /// Time whole solves of optimal transport, from points to certified costs: 190 class pairs in one call, and one large
 /// problem, with a stored kernel and in the log domain.
@@ -61,7 +62,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let earlier = common.earlier("transport")?;
     let values = axis.map(|a| if arguments.values.is_empty() { a.series() } else { arguments.values.clone() });
     let grow = axis.zip(values.as_deref());
-    let mut report = solves::run(grow, common.threads(), arguments.quick, |name| eprintln!("{name}"))?;
+    let mut report = solves::run(grow, common.on(), arguments.quick, |name| eprintln!("{name}"))?;
     report.changes = earlier.map(|earlier| earlier.changes(report.cases.iter().map(|c| &c.measured))).transpose()?;
     if let Some(chart) = solves::chart(&report) {
         super::draw(common.svg.as_deref(), || chart)?;

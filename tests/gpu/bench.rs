@@ -1,0 +1,170 @@
+//! `supernet plan` and `supernet bench` on GPUs: plans without a device, times on lavapipe and on the fake CUDA driver.
+
+use serde_json::Value;
+
+use crate::cli::{json, refused};
+
+const TINY: [&str; 8] = ["--channels", "2", "--layers", "1", "--batch", "2", "--size", "8x8x3"];
+
+fn plan(more: &[&str]) -> Value {
+    json(&[&["plan"], &TINY[..], more].concat())
+}
+
+fn keys(value: &Value) -> Vec<&String> {
+    value.as_object().unwrap().keys().collect()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is a number"))
+}
+
+/// Plans open nothing, so they need neither the device nor a build that has it.
+#[test]
+fn plans_count_what_a_gpu_needs() {
+    let large = ["--channels", "4", "--layers", "3", "--batch", "64", "--size", "32x32x3"];
+    for network in [&[][..], &["--order", "second"], &["--genotype", "DARTS_V2"]] {
+        let [cpu, wgpu, cuda] = ["cpu", "wgpu", "cuda:1"].map(|d| plan(&[network, &["--device", d]].concat()));
+        assert_eq!(cpu, plan(network), "the processor is the default");
+        assert_eq!((keys(&cpu), keys(&cpu)), (keys(&wgpu), keys(&cuda)));
+        assert_eq!([&wgpu["device"], &cuda["device"]], ["wgpu", "cuda:1"]);
+        for key in ["parameters", "flops_step", "bytes_step", "macs_per_image"] {
+            assert_eq!([&cpu[key], &cpu[key]], [&wgpu[key], &cuda[key]], "{key}");
+        }
+        for gpu in [&wgpu, &cuda] {
+            let [forward, step] = ["launches_forward", "launches_step"].map(|key| number(&gpu[key]));
+            assert!(forward > 5.0 && step > 2.0 * forward, "{gpu}");
+            let [arena, all] = ["arena_bytes", "peak_bytes"].map(|key| number(&gpu[key]));
+            assert!(arena > 0.0 && all > arena && all < 4.0 * number(&cpu["peak_bytes"]), "{gpu}");
+        }
+    }
+    let memory = |device: &str| {
+        let plan = json(&[&["plan"], &large[..], &["--device", device]].concat());
+        number(&plan["peak_bytes"]) / f64::from(1 << 20)
+    };
+    // Memory rests before it is reused on a GPU, so that it takes more: a limit between both.
+    let [cpu, wgpu] = ["cpu", "wgpu"].map(memory);
+    assert!(cpu + 2.0 < wgpu, "{cpu} and {wgpu} MiB");
+    let limit = (wgpu.floor() as u32).to_string();
+    let limited =
+        |device: &'static str| [&["plan"], &large[..], &["--memory-limit", &limit, "--device", device]].concat();
+    json(&limited("cpu"));
+    refused(&limited("wgpu"), 1, &["--memory-limit", &format!("limit is {limit}.0 MiB")]);
+    // What a WebGPU device need not bind in one piece.
+    let wide = ["plan", "--channels", "64", "--layers", "3", "--batch", "512", "--size", "32x32x3"];
+    refused(&[&wide[..], &["--device", "wgpu"]].concat(), 1, &["in one piece", "at most 128.0 MiB"]);
+    json(&[&wide[..], &["--device", "cuda"]].concat());
+}
+
+#[test]
+fn the_loader_is_measured_on_the_processor() {
+    refused(&["bench", "kernels", "--device", "gpu"], 2, &["--device", "cpu, wgpu, wgpu:N"]);
+    #[cfg(feature = "wgpu")]
+    refused(&["bench", "loader", "--quick", "--device", "wgpu"], 2, &["--device wgpu", "processor only"]);
+}
+
+/// Checks the result of a step on a GPU against that of the processor and against the plan.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn check_step(gpu: &Value, profiled: bool, plan: Option<&Value>) {
+    let cpu = json(&[&["bench", "step", "--warmup", "0", "--steps", "1", "--threads", "1"], &TINY[..]].concat());
+    for key in keys(&cpu) {
+        assert!(gpu.get(key).is_some(), "{key} is missing");
+    }
+    assert!(gpu["machine"]["device"].is_string() && cpu["machine"].get("device").is_none());
+    let [host, all] = [number(&gpu["host_seconds"]), number(&gpu["milliseconds"]) * 1e-3];
+    assert!(host > 0.0 && host <= all, "{host} of {all} s");
+    assert!(number(&gpu["peak_bytes"]) > 0.0);
+    if let Some(plan) = plan {
+        assert_eq!(number(&gpu["launches"]), number(&plan["launches_step"]), "as planned");
+    }
+    if profiled {
+        let sum = |list: &str, key: &str| gpu[list].as_array().unwrap().iter().map(|s| number(&s[key])).sum::<f64>();
+        assert_eq!(sum("kernels", "launches"), number(&gpu["launches"]));
+        assert!((sum("kernels", "time_share") - 1.0).abs() < 1e-6 && (sum("profile", "time_share") - 1.0).abs() < 1e-6);
+        assert!(sum("profile", "gflops") > 0.0 && sum("profile", "gigabytes_per_second") > 0.0);
+        assert!(gpu["ceilings"].get("gflops").is_none(), "there is no kernel that measures it");
+    }
+}
+
+#[cfg(feature = "wgpu")]
+mod wgpu {
+    use super::*;
+    use crate::cli::{run, text};
+    use crate::gpu::missing;
+
+    fn there() -> bool {
+        let listed = json(&["devices"]);
+        let there = listed["devices"].as_array().unwrap().iter().any(|d| d["kind"] == "wgpu" && d["available"] == true);
+        if !there {
+            missing("a Vulkan device", "SUPERNET_REQUIRE_WGPU", &listed.to_string());
+        }
+        there
+    }
+
+    fn step(more: &[&str]) -> Value {
+        json(&[&["bench", "step", "--device", "wgpu", "--warmup", "1", "--steps", "2"], &TINY[..], more].concat())
+    }
+
+    #[test]
+    fn steps_are_timed_and_profiled() {
+        if !there() {
+            return;
+        }
+        check_step(&step(&["--profile"]), true, Some(&plan(&["--device", "wgpu"])));
+        let second = &["--order", "second"][..];
+        check_step(&step(second), false, Some(&plan(&[second, &["--device", "wgpu"]].concat())));
+        check_step(&step(&["--derived", "--auxiliary", "0", "--no-capture"]), false, None);
+    }
+
+    #[test]
+    fn kernels_are_checked_and_timed() {
+        if !there() {
+            return;
+        }
+        let out = crate::cli::folder("bench-gpu");
+        let (file, picture) = (out.join("kernels.json"), out.join("roofline.svg"));
+        let chosen = ["bench", "kernels", "--quick", "--device", "wgpu", "--filter", "mixture/c8,certificate"];
+        let report = json(&[&chosen[..], &["--svg", text(&picture)]].concat());
+        let cases = report["cases"].as_array().unwrap();
+        assert!(cases.len() > 1 && report["failed"].as_array().unwrap().is_empty());
+        for case in cases {
+            for key in ["milliseconds", "gigabytes_per_second", "launches", "roofline_share"] {
+                assert!(number(&case[key]) > 0.0, "{key} of {case}");
+            }
+        }
+        let skipped = report["skipped"].as_array().unwrap();
+        assert!(skipped.len() == 1 && skipped[0]["reason"].as_str().unwrap().contains("no GPU kernel"), "{skipped:?}");
+        assert!(std::fs::read_to_string(&picture).unwrap().contains("GB/s"));
+        // Another device, no comparison; and a kernel that is not good enough is not timed.
+        std::fs::write(&file, report.to_string()).unwrap();
+        refused(&["bench", "kernels", "--quick", "--compare", text(&file)], 2, &["kernels.json", "device"]);
+        let strict =
+            run(&["bench", "kernels", "--quick", "--device", "wgpu", "--filter", "linear", "--tolerance", "0"]);
+        assert_eq!(strict.status.code(), Some(1));
+    }
+
+    #[test]
+    fn transport_is_timed() {
+        if there() {
+            let few = ["--grow", "problems", "--values", "1,2", "--quick"];
+            let report = json(&[&["bench", "transport", "--device", "wgpu"], &few[..]].concat());
+            assert_eq!(report["cases"].as_array().unwrap().len(), 4);
+            assert!(report["machine"]["device"].is_string());
+        }
+    }
+}
+
+#[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn cuda_steps_are_timed_captured_and_not() {
+    use super::cuda_host::with_fakes;
+    let bench = |more: &[&str]| -> Value {
+        let mut command = with_fakes(std::path::Path::new(env!("CARGO_BIN_EXE_supernet")), "driver");
+        let arguments = ["bench", "step", "--device", "cuda", "--json", "--warmup", "0", "--steps", "1"];
+        let output = command.args(arguments).args(TINY).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let plan = plan(&["--device", "cuda"]);
+    check_step(&bench(&[]), false, Some(&plan));
+    check_step(&bench(&["--no-capture"]), false, Some(&plan));
+}
