@@ -30,6 +30,15 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Where what can be computed again is kept between runs (decoded images, embeddings, compiled kernels): `SUPERNET_CACHE`, else `supernet` in the user's cache folder. None
+/// where neither is known, or `SUPERNET_CACHE` is empty.
+pub fn cache_folder() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let base = || variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    let folder = variable("SUPERNET_CACHE").or_else(|| base().map(|base| base.join("supernet")));
+    folder.filter(|folder| !folder.as_os_str().is_empty())
+}
+
 /// Where a folder of the repository may be: below the working directory, the folders above the program (which is in
 /// `target/` of a checkout), and the checkout that the program was built from.
 pub(crate) fn repository_folders(name: &str) -> Vec<PathBuf> {

@@ -15,7 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::data::{Batch, Dataset, Images, LoadOptions, Spec};
 use crate::device::{Device, Executable};
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{cache_folder, write_atomically};
 use crate::search::step::{BatchStates, ModelStates};
 
 /// Who watches a run.
@@ -143,15 +143,6 @@ impl RunFolder {
         let kept: String = text.lines().filter(keep).map(|line| format!("{line}\n")).collect();
         write_atomically(&path, kept.as_bytes())
     }
-}
-
-/// Where decoded image folders are kept between runs: `SUPERNET_CACHE`, else `supernet` in the user's cache folder. None
-/// where neither is known, or `SUPERNET_CACHE` is empty.
-pub fn cache_folder() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let base = || variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
-    let folder = variable("SUPERNET_CACHE").or_else(|| base().map(|base| base.join("supernet")));
-    folder.filter(|folder| !folder.as_os_str().is_empty())
 }
 
 /// Loads a dataset for a run, with at most `limit` training images.

@@ -260,7 +260,7 @@ fn gaussians_have_the_distances_of_scipy() {
 }
 
 /// The datasets of the fixture.
-fn datasets() -> Vec<Sample> {
+pub fn datasets() -> Vec<Sample> {
     let (classes, per_class, dim) = (4, 11, 12);
     let sample = |number: usize| {
         let centres = u(700 + number as u64, classes * dim);

@@ -86,14 +86,12 @@ impl Prepared {
     /// Runs up to the first timed op again: memory of its inputs may have served later ops.
     fn restore(&mut self) {
         let first = self.built.ops[0].start;
-        self.cpu.run_ops(&self.exe, std::slice::from_ref(&(0..first)));
+        self.cpu.run_ops(&self.exe, std::slice::from_ref(&(0..first)), 1);
     }
 
-    /// Runs the timed ops so many times.
+    /// Runs the timed ops so many times within one replay, as a step runs them: the threads are woken once.
     pub fn run(&mut self, repeats: usize) {
-        for _ in 0..repeats {
-            self.cpu.run_ops(&self.exe, &self.built.ops);
-        }
+        self.cpu.run_ops(&self.exe, &self.built.ops, repeats);
     }
 
     /// Least work of one run.

@@ -52,7 +52,7 @@ struct Report {
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let spec: Spec = arguments.spec.parse()?;
-    let cache = supernet::run::cache_folder();
+    let cache = supernet::files::cache_folder();
     let dataset = load(&spec, &LoadOptions { size: arguments.size, cache, ..LoadOptions::default() })?;
     if let Some(path) = &arguments.contact_sheet {
         if path.is_dir() {

@@ -126,7 +126,8 @@ fn points(
     let Some(name) = spec.strip_prefix("zoo:") else {
         let dataset = run::load_dataset(spec, None, None, None, 0)?;
         dataset.notes.iter().for_each(|note| progress.note(note));
-        let (mut embedded, _) = embedder.embed(&dataset, sample, run::cache_folder().as_deref(), progress)?;
+        let (mut embedded, _) =
+            embedder.embed(&dataset, sample, supernet::files::cache_folder().as_deref(), progress)?;
         embedded.name = spec.into();
         return Ok(embedded.into());
     };

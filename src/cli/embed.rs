@@ -154,7 +154,7 @@ impl EmbedderFlags {
 
     /// Where the weights of efficientnet-lite0 lie unless a file is named.
     fn cached_weights(&self) -> Option<PathBuf> {
-        run::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"))
+        supernet::files::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"))
     }
 
     /// The device of the engine.
@@ -195,7 +195,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let mut progress = Progress::new();
     dataset.notes.iter().for_each(|note| progress.note(note));
     let sample = Sample { max: arguments.max_samples as usize, seed: arguments.seed };
-    let cache = run::cache_folder();
+    let cache = supernet::files::cache_folder();
     let (embedded, cached) = embedder.embed(&dataset, sample, cache.as_deref(), &mut progress)?;
     let files = out.as_deref().map_or(Ok(Vec::new()), |out| write::write(out, &embedded))?;
     drop(progress);

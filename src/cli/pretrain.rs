@@ -7,7 +7,7 @@ use serde::Serialize;
 use supernet::checkpoint::Checkpoint;
 use supernet::config::SearchConfig;
 use supernet::embedding::{Embedder, Profile};
-use supernet::run::{self, Observer};
+use supernet::run::Observer;
 use supernet::search::run::SearchReport;
 use supernet::search::search;
 use supernet::zoo::embed::{self, CoresetOptions};
@@ -56,7 +56,8 @@ struct Report {
 
 /// Puts coresets of pixels in, which cost little; others are made by `supernet zoo embed`.
 fn add_coresets(entry: &mut Entry, path: &Path) -> Result<()> {
-    let (datasets, cache, mut progress) = (embed::sources(entry, path)?, run::cache_folder(), Progress::new());
+    let (datasets, cache, mut progress) =
+        (embed::sources(entry, path)?, supernet::files::cache_folder(), Progress::new());
     let mut embedder = Embedder::pixels(Embedder::PIXELS, Profile::default());
     let around: (_, &mut dyn Observer) = (cache.as_deref(), &mut progress);
     embed::add_coresets(entry, &datasets, &mut embedder, CoresetOptions::default(), around).map(|_| ())

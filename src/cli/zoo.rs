@@ -107,7 +107,7 @@ impl CoresetFlags {
 
 /// Embeds the sources of an entry; `path` is its file, for messages.
 fn embed(entry: &mut Entry, path: &Path, embedders: &mut [Embedder], options: CoresetOptions) -> Result<Vec<Made>> {
-    let (datasets, cache, mut progress) = (sources(entry, path)?, supernet::run::cache_folder(), Progress::new());
+    let (datasets, cache, mut progress) = (sources(entry, path)?, supernet::files::cache_folder(), Progress::new());
     let mut made = Vec::new();
     for embedder in embedders {
         made.extend(add_coresets(entry, &datasets, embedder, options, (cache.as_deref(), &mut progress))?);

@@ -15,7 +15,7 @@ use crate::machine::level_name;
 /// A device with its store.
 pub enum Device {
     /// The processor.
-    Cpu(Cpu),
+    Cpu(Box<Cpu>),
     /// A GPU.
     Gpu(Box<dyn Gpu>),
 }
@@ -28,7 +28,7 @@ impl Device {
     /// have the device, or if the threads cannot be started.
     pub fn open(spec: &DeviceSpec, layout: &StoreLayout, threads: usize) -> Result<Self> {
         match spec {
-            DeviceSpec::Cpu => Ok(Self::Cpu(Cpu::new(layout, threads)?)),
+            DeviceSpec::Cpu => Ok(Self::Cpu(Box::new(Cpu::new(layout, threads)?))),
             #[cfg(feature = "wgpu")]
             DeviceSpec::Wgpu(index) => {
                 let gpu = super::wgpu::Wgpu::open(*index, super::wgpu::Options::default())?;

@@ -172,15 +172,15 @@ impl Cpu {
         self.pool.install(|| kernels.iter().for_each(|kernel| kernel.run(&context)));
     }
 
-    /// Replays only the given stretches of ops, in the order of the list. An op sees what the last replay left in its
-    /// inputs, so whoever times one op first replays those before it.
+    /// Replays only the given stretches of ops, in the order of the list and so many times, within one replay. An op sees
+    /// what the last replay left in its inputs, so whoever times one op first replays those before it.
     ///
     /// # Panics
     /// If the program has no such ops.
-    pub fn run_ops(&mut self, exe: &Executable, stretches: &[Range<usize>]) {
+    pub fn run_ops(&mut self, exe: &Executable, stretches: &[Range<usize>], repeats: usize) {
         let (kernels, context) = self.parts(exe);
-        let chosen = stretches.iter().flat_map(|ops| &kernels[ops.clone()]);
-        self.pool.install(|| chosen.for_each(|kernel| kernel.run(&context)));
+        let chosen = || stretches.iter().flat_map(|ops| &kernels[ops.clone()]);
+        self.pool.install(|| (0..repeats).flat_map(|_| chosen()).for_each(|kernel| kernel.run(&context)));
     }
 
     /// Values of a tensor after a run, row by row. Arena tensors must be among the program's results.

@@ -399,7 +399,7 @@ impl Experiment {
         let mut embedder = embed::trunk(&joint, &file, Profile::default(), self.on())?;
         for name in self.names.iter().filter(|n| *n != target) {
             let mut entry = self.entry(name, name)?;
-            let (datasets, cache) = (embed::sources(&entry, &self.pretraining(name))?, run::cache_folder());
+            let (datasets, cache) = (embed::sources(&entry, &self.pretraining(name))?, crate::files::cache_folder());
             let around: (_, &mut dyn Observer) = (cache.as_deref(), &mut *control.observer);
             embed::add_coresets(&mut entry, &datasets, &mut embedder, CoresetOptions::default(), around)?;
             zoo.add(&entry, true)?;

@@ -8,7 +8,7 @@ use crate::device::DeviceSpec;
 use crate::embedding::{Coreset, Embedder, Sample, Signature};
 use crate::error::{Error, Result};
 use crate::network::SearchSpace;
-use crate::run::{self, Control};
+use crate::run::Control;
 use crate::transport::{self, OtddOptions, Ranked};
 use crate::zoo::{self, Entry, Zoo};
 
@@ -98,7 +98,7 @@ pub fn choose(
     let mut embedder = embedder(&signature, zoo, (device, threads))?;
     let points = coresets.iter().map(|c| c.meta.points).max().unwrap_or(0).max(target.classes.len());
     let sample = Sample { max: points, seed: coresets[0].meta.seed };
-    let cache = run::cache_folder();
+    let cache = crate::files::cache_folder();
     let (embedded, _) = embedder.embed(target, sample, cache.as_deref(), control.observer)?;
     let named = |(entry, coreset): (&&Entry, &Coreset)| {
         transport::Sample::from(coreset.embedded(&entry.meta.name, &entry.meta.sources[0].classes))

@@ -93,6 +93,7 @@ mod wgpu {
     use super::*;
     use crate::gpu::missing;
     use crate::torch::{plain_input, recipe};
+    use crate::transport::datasets;
     #[cfg(feature = "files")]
     use supernet::config::SearchConfig;
     use supernet::device::paged::{Backend, Gpu as _, Paged};
@@ -103,7 +104,9 @@ mod wgpu {
     #[cfg(feature = "files")]
     use supernet::search::search;
     use supernet::search::step::{Order, SearchRecipe, SearchStates, weight_step};
-    use supernet::transport::{Cloud, Costs, Domain, Epsilon, Options, Points, Problem, Values, solve};
+    use supernet::transport::{
+        Cloud, Costs, Domain, Epsilon, Inner, Options, OtddOptions, Points, Problem, Values, distances, solve,
+    };
 
     /// The fastest adapter; says loudly where there is none.
     fn open(layout: &StoreLayout) -> Option<Gpu> {
@@ -284,6 +287,25 @@ mod wgpu {
                 for (a, b) in [(cpu.cost, gpu.cost), (cpu.lower, gpu.lower), (cpu.upper, gpu.upper)] {
                     assert!((a - b).abs() <= 1e-4 * (a.abs() + 1e-3), "{domain:?}: {cpu:?} and {gpu:?}");
                 }
+            }
+        }
+    }
+
+    /// Distances of labelled datasets: inner problems of all class pairs, outer ones of costs with labels.
+    #[test]
+    fn dataset_distances_agree_with_the_processor() {
+        if open(&StoreLayout::new()).is_none() {
+            return;
+        }
+        let sets = &datasets()[..3];
+        for inner in [Inner::Exact, Inner::Gaussian] {
+            let of = |device: &str| {
+                let options = OtddOptions { inner, device: device.parse().unwrap(), ..OtddOptions::default() };
+                distances(sets, &options, &AtomicBool::new(false)).unwrap()
+            };
+            let (cpu, gpu) = (of("cpu"), of("wgpu"));
+            for (a, b) in cpu.matrix.iter().flatten().zip(gpu.matrix.iter().flatten()) {
+                assert!((a - b).abs() <= 1e-3 * a.abs(), "{inner:?}: {a} and {b}");
             }
         }
     }

@@ -47,7 +47,7 @@ impl Cuda {
     pub fn open(index: usize, capture: bool) -> Result<Self> {
         let context = Context::open(Driver::open()?, index)?;
         let nvrtc = Nvrtc::find(context.driver.version / 1000)?;
-        let kernels = Kernels::new(&context, nvrtc, Cache::new(crate::run::cache_folder().as_deref()));
+        let kernels = Kernels::new(&context, nvrtc, Cache::new(crate::files::cache_folder().as_deref()));
         let (staging, watches) = (Staging::default(), Watches::default());
         Ok(Self { context, pages: Vec::new(), kernels, staging, watches, capture, last: String::new() })
     }

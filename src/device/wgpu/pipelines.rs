@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use super::Faults;
 use crate::device::source::source;
 use crate::error::Result;
-use crate::files::write_atomically;
+use crate::files::{cache_folder, write_atomically};
 use crate::ops::launch::{Launch, TABLE_BYTES};
-use crate::run::cache_folder;
 
 /// Stem, entry point, whether accesses are wide, number of pages.
 type Key = (&'static str, &'static str, bool, usize);
