@@ -40,6 +40,22 @@ impl Shape {
     pub const BATCH: Self = Self { problems: 190, points: 256, dimensions: 64 };
     /// One large problem.
     pub const SINGLE: Self = Self { problems: 1, points: 2000, dimensions: 64 };
+    /// What is timed where nothing else is asked for.
+    pub const USUAL: [Self; 2] = [Self::BATCH, Self::SINGLE];
+
+    /// Reads `PROBLEMSxPOINTSxDIMENSIONS`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for anything but three numbers above 0.
+    pub fn parse(text: &str) -> Result<Self> {
+        let numbers: Vec<usize> = text.split('x').filter_map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
+        match numbers[..] {
+            [problems, points, dimensions] if text.matches('x').count() == 2 => {
+                Ok(Self { problems, points, dimensions })
+            }
+            _ => Err(Error::usage(format!("shape `{text}`: expected PROBLEMSxPOINTSxDIMENSIONS, such as 1x2000x64"))),
+        }
+    }
 
     fn name(self, domain: Domain) -> String {
         let Self { problems, points, dimensions } = self;
@@ -151,6 +167,24 @@ impl Axis {
     }
 }
 
+/// What to time.
+#[derive(Clone, Copy, Debug)]
+pub enum What<'a> {
+    /// Problems of these shapes.
+    Shapes(&'a [Shape]),
+    /// A quantity that grows through these values.
+    Series(Axis, &'a [usize]),
+}
+
+impl What<'_> {
+    fn axis(self) -> Option<Axis> {
+        match self {
+            Self::Shapes(_) => None,
+            Self::Series(axis, _) => Some(axis),
+        }
+    }
+}
+
 /// One solve that was timed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Solved {
@@ -203,19 +237,14 @@ fn time(shape: Shape, domain: Domain, on: (DeviceSpec, usize), quick: bool) -> R
     })
 }
 
-/// Times both shapes, or a series, in both domains; `look` is told each case before it starts.
+/// Times shapes, or a series, in both domains; `look` is told each case before it starts.
 ///
 /// # Errors
 /// [`Error::Usage`] for fewer than two different values, and those of the solver.
-pub fn run(
-    grow: Option<(Axis, &[usize])>,
-    on: (DeviceSpec, usize),
-    quick: bool,
-    mut look: impl FnMut(&str),
-) -> Result<SolveReport> {
-    let shapes: Vec<(usize, Shape)> = match grow {
-        None => vec![(0, Shape::BATCH), (0, Shape::SINGLE)],
-        Some((axis, values)) => {
+pub fn run(what: What<'_>, on: (DeviceSpec, usize), quick: bool, mut look: impl FnMut(&str)) -> Result<SolveReport> {
+    let shapes: Vec<(usize, Shape)> = match what {
+        What::Shapes(shapes) => shapes.iter().map(|&shape| (0, shape)).collect(),
+        What::Series(axis, values) => {
             let mut values = values.to_vec();
             values.sort_unstable();
             values.dedup();
@@ -241,7 +270,7 @@ pub fn run(
         }
         laws.push((domain_name(domain), PowerLaw::fit(&points)));
     }
-    let details = SolveDetails { grow: grow.map(|(axis, _)| Growth { axis, laws }) };
+    let details = SolveDetails { grow: what.axis().map(|axis| Growth { axis, laws }) };
     Ok(Report { bench: "transport", machine: Machine::with(&held, on.1), quick, cases, changes: None, details })
 }
 
@@ -306,12 +335,23 @@ mod tests {
     }
 
     #[test]
+    fn shapes_are_read() {
+        assert_eq!(Shape::parse("1x2000x64").unwrap(), Shape::SINGLE);
+        for bad in ["", "1x2", "1x2x3x4", "0x2x3", "1xx3", "1x2xa", "1x2x-3"] {
+            assert!(Shape::parse(bad).unwrap_err().to_string().contains("PROBLEMSxPOINTSxDIMENSIONS"), "{bad}");
+        }
+        let shape = Shape { problems: 3, points: 6, dimensions: 2 };
+        let report = run(What::Shapes(&[shape]), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
+        assert!(report.cases.len() == 2 && report.cases.iter().all(|c| c.shape == shape));
+    }
+
+    #[test]
     fn a_series_needs_two_values() {
         let refused = |values: &[usize]| {
-            run(Some((Axis::Points, values)), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap_err().to_string()
+            run(What::Series(Axis::Points, values), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap_err().to_string()
         };
         assert!(refused(&[4, 4]).contains("--grow points") && refused(&[0, 4]).contains("above 0"));
-        let report = run(Some((Axis::Points, &[4, 8])), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
+        let report = run(What::Series(Axis::Points, &[4, 8]), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
         assert_eq!((report.cases.len(), report.details.grow.as_ref().unwrap().laws.len()), (4, 2));
         assert!(chart(&report).unwrap().series.iter().all(|s| s.points.len() == 2));
     }

@@ -153,6 +153,48 @@ mod wgpu {
     }
 }
 
+/// What `scripts/gpu_run.sh` does on a machine with a GPU, on the fake one.
+#[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn stages_of_a_gpu_run_write_json() {
+    use super::cuda_host::with_fakes;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    let (bundle, out) = (crate::cli::folder("gpu-bundle"), crate::cli::folder("gpu-out"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::copy(root.join("scripts/gpu_run.sh"), bundle.join("gpu_run.sh")).unwrap();
+    std::fs::write(bundle.join("commit"), "0123\n").unwrap();
+    symlink(env!("CARGO_BIN_EXE_supernet"), bundle.join("supernet")).unwrap();
+    symlink(std::env::current_exe().unwrap(), bundle.join("suite")).unwrap();
+    let run = |arguments: &[&str], settings: &[(&str, &str)], status: i32| {
+        let mut command = with_fakes(Path::new("bash"), "driver");
+        command.arg(bundle.join("gpu_run.sh")).args(arguments).env("OUT", &out).envs(settings.iter().copied());
+        let output = command.env("SUPERNET_DATA", root.join("data/builtin")).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}");
+        errors
+    };
+    let result = |name: &str| -> Value {
+        let report: Value = serde_json::from_slice(&std::fs::read(out.join(name)).unwrap()).unwrap();
+        assert_eq!((&report["commit"], report["status"].is_number()), (&"0123".into(), true));
+        report["result"].clone()
+    };
+    let tiny = [("CHANNELS", "2"), ("LAYERS", "1"), ("SIZE", "8x8x3"), ("WARMUP", "0"), ("STEPS", "1")];
+    run(&["step"], &[&tiny[..], &[("BATCHES", "2")]].concat(), 0);
+    check_step(&result("step-b2-first.json"), true, Some(&plan(&["--device", "cuda"])));
+    assert!(number(&result("step-b2-second.json")["launches"]) > number(&result("step-b2-first.json")["launches"]));
+    run(&["kernels"], &[("QUICK", "1"), ("FILTER", "softmax/")], 0);
+    assert!(result("kernels.json")["cases"].as_array().unwrap().iter().all(|c| c["passed"] == true));
+    let small = ["search", "builtin:fashion", "--size", "8x8", "--train-images", "32", "--no-capture"];
+    run(&small, &[("EPOCHS", "1"), ("CHANNELS", "2"), ("LAYERS", "1"), ("BATCH", "8")], 0);
+    assert!(result("search.json")["genotype"].is_object() && out.join("search-metrics.jsonl").exists());
+    // A stage that fails says so, and its JSON has the words.
+    run(&["search", "builtin:nothing"], &[], 1);
+    assert!(result("search.json").to_string().contains("builtin:nothing"));
+    assert!(run(&["no-stage"], &[], 2).contains("usage: OUT=FOLDER gpu_run.sh STAGE"));
+}
+
 #[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn cuda_steps_are_timed_captured_and_not() {
