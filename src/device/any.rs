@@ -169,7 +169,7 @@ impl Device {
         }
     }
 
-    /// Waits until all replays are done.
+    /// Waits until all replays are done, by reading a state, best one of few values.
     ///
     /// # Errors
     /// As [`Device::read`].

@@ -195,18 +195,36 @@ fn stages_of_a_gpu_run_write_json() {
     assert!(run(&["no-stage"], &[], 2).contains("usage: OUT=FOLDER gpu_run.sh STAGE"));
 }
 
+/// `--no-capture` of whatever runs programs starts kernels one by one.
 #[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
 #[test]
-fn cuda_steps_are_timed_captured_and_not() {
+fn cuda_programs_are_captured_unless_told_otherwise() {
     use super::cuda_host::with_fakes;
-    let bench = |more: &[&str]| -> Value {
+    let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/builtin");
+    let out = crate::cli::folder("no-capture");
+    let run = |arguments: &[&str], more: &[&str]| -> (Value, String) {
         let mut command = with_fakes(std::path::Path::new(env!("CARGO_BIN_EXE_supernet")), "driver");
-        let arguments = ["bench", "step", "--device", "cuda", "--json", "--warmup", "0", "--steps", "1"];
-        let output = command.args(arguments).args(TINY).args(more).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
+        command.args(arguments).args(["--device", "cuda", "--json"]).args(&TINY[..6]).args(more);
+        let output = command.env("SUPERNET_DATA", &data).env("FAKE_CUDA_REPORT", "1").output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{errors}");
+        (serde_json::from_slice(&output.stdout).unwrap(), errors)
     };
-    let plan = plan(&["--device", "cuda"]);
-    check_step(&bench(&[]), false, Some(&plan));
-    check_step(&bench(&["--no-capture"]), false, Some(&plan));
+    let step = ["bench", "step", "--size", "8x8x3", "--warmup", "0", "--steps", "1"];
+    let folder = out.join("run");
+    let common = ["--data", "builtin:fashion", "--size", "8x8", "--train-images", "32", "--epochs", "1"];
+    let search = [&["search", "--crop-padding", "1", "--out", crate::cli::text(&folder)], &common[..]].concat();
+    for (number, arguments) in [&step[..], &search].into_iter().enumerate() {
+        for more in [&[][..], &["--no-capture"]] {
+            let (report, errors) = run(arguments, more);
+            assert_eq!(errors.contains("graph launches 0,"), !more.is_empty(), "{arguments:?} {more:?}: {errors}");
+            if number == 0 {
+                check_step(&report, false, Some(&plan(&["--device", "cuda"])));
+            } else {
+                let settings = std::fs::read_to_string(folder.join("config.toml")).unwrap();
+                assert!(settings.contains("device = \"cuda\"") && !settings.contains("capture"), "{settings}");
+                std::fs::remove_dir_all(&folder).unwrap();
+            }
+        }
+    }
 }

@@ -277,7 +277,8 @@ fn whole_steps_equal_the_processors() {
     let mut bits = Vec::new();
     for capture in [true, false] {
         let before = [count("graph launches"), count("launches")];
-        let mut device = Device::Gpu(Box::new(open(&search.layout, capture).unwrap()));
+        let spec = "cuda".parse::<DeviceSpec>().unwrap().with_capture(capture);
+        let mut device = Device::open(&spec, &search.layout, 1).unwrap();
         let found = search.run(&mut device).unwrap();
         for ((name, found), (_, expected)) in found.iter().zip(&expected) {
             let square = |x: f64| x * x;

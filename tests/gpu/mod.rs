@@ -27,6 +27,7 @@ mod pool_cases;
 mod records;
 mod reduce_cases;
 mod separable_cases;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod steps;
 mod transport_cases;
 mod wgsl;
