@@ -154,13 +154,36 @@ __device__ inline Moments merge_rows(Moments own, const Lane& lane, unsigned lan
     return own;
 }
 
-// A chunk's moments in scratch: a row of means, a row of M2, the count (FoldMoments in src/ops/launch/fold.rs).
+// A chunk's moments in scratch: a row of means, a row of M2, the count (src/ops/launch/fold.rs).
 __device__ inline unsigned moments_stride(unsigned channels) { return 2 * padded(channels) + 4; }
 
 __device__ inline void store_moments(float* chunk, const Moments& m, unsigned channels, unsigned channel) {
     store4(chunk + channel, m.mean, 4);
     store4(chunk + padded(channels) + channel, m.m2, 4);
     if (channel == 0) store4(chunk + 2 * padded(channels), quad(m.count), 4);
+}
+
+// Sums of two quads over rows: of g, and of g times something.
+struct RowSums {
+    float4 s1, s2;
+};
+
+// Adds the sums of all threads that own the same channels; row 0 gets the result. `left` and `right` are shared.
+__device__ inline RowSums add_rows(RowSums own, const Lane& lane, unsigned lanes, float4* left, float4* right) {
+    const unsigned t = threadIdx.x;
+    for (unsigned width = lane.rows; width > 1;) {
+        left[t] = own.s1;
+        right[t] = own.s2;
+        __syncthreads();
+        const unsigned half = (width + 1) / 2;
+        if (lane.row + half < width) {
+            own.s1 = own.s1 + left[t + half * lanes];
+            own.s2 = own.s2 + right[t + half * lanes];
+        }
+        width = half;
+        __syncthreads();
+    }
+    return own;
 }
 
 // The four words of one draw.

@@ -2,44 +2,38 @@
 // each map where it lies, how it is normalised, its weight and its factor for each image.
 #include "common.cuh"
 
-struct MixtureParams {
+struct MixtureSource {
+    unsigned first_block;
     unsigned blocks;
+    unsigned sources;
+    unsigned flags;
     unsigned rows;
     unsigned channels;
     unsigned lanes;
     unsigned groups;
     unsigned pixels;
-    unsigned sources;
-    unsigned accumulate;
-    Spot node;
-    Spot dweights;
-    unsigned node_stride;
     unsigned chunks;
     unsigned chunk_rows;
-    unsigned weight_columns;
-    unsigned weight_stride;
-    unsigned unused_0;
-    Spot unused_1;
-};
-
-struct MixtureSource {
-    Spot map;
+    unsigned node_stride;
     unsigned map_stride;
-    unsigned flags;
+    unsigned coef_stride;
+    unsigned weight_index;
+    unsigned weight_columns;
+    float eps;
+    unsigned unused;
+    Spot node;
+    Spot map;
     Spot mean;
     Spot variance;
     Spot gamma;
     Spot beta;
     Spot weight;
     Spot mask;
-    float eps;
-    unsigned weight_index;
     Spot coef;
-    unsigned coef_stride;
-    unsigned unused;
     Spot dgamma;
     Spot dbeta;
     Spot partial;
+    Spot shares;
 };
 
 constexpr unsigned NORM = 1;
@@ -53,9 +47,12 @@ constexpr unsigned PARAMETERS = 128;
 constexpr unsigned DGAMMA_ADD = 256;
 constexpr unsigned DBETA_ADD = 512;
 constexpr unsigned SHARE = 1024;
+constexpr unsigned ACCUMULATE = 2048;
 
 // Rows of a map that a thread of mixture_forward holds in registers.
 constexpr unsigned ROWS = 4;
+// How many of them are loaded at once: more would not leave enough registers.
+constexpr unsigned UNDER_WAY = WIDE ? 2 : 1;
 
 // h = gamma (y - mean) inv + beta, for a quad of one source.
 struct Norm {
@@ -79,124 +76,109 @@ __device__ inline float weight_of(const MixtureSource& s, const Pages& pages) {
     return s.flags & WEIGHT ? *at(pages, s.weight) : 1.0f;
 }
 
-// Factor of an image. Where it is zero the summand is absent: its map may hold anything.
-__device__ inline float factor_of(const MixtureSource& s, const Pages& pages, unsigned image) {
-    return s.flags & MASK ? at(pages, s.mask)[image] : 1.0f;
+// Factor of a row's image. Where it is zero the summand is absent: its map may hold anything.
+__device__ inline float factor_of(const MixtureSource& s, const Pages& pages, unsigned row) {
+    return s.flags & MASK ? at(pages, s.mask)[row / s.pixels] : 1.0f;
 }
 
 // node = sum_s factor * weight * h. A block writes ROWS times the rows that it covers at once.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
-mixture_forward(const __grid_constant__ MixtureParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+mixture_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
     const unsigned block = block_index();
     if (block >= p.blocks) return;
-    const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);
+    const unsigned job = job_of(table, p.jobs, block);
+    const MixtureSource& j = table[job];
+    const unsigned own = block - j.first_block;
+    const Lane lane = lane_of(j.channels, j.lanes, own % j.groups);
     if (!lane.used) return;
-    const unsigned first = block / p.groups * ROWS * lane.rows + lane.row;
+    const unsigned first = own / j.groups * ROWS * lane.rows + lane.row;
 
     float4 sum[ROWS];
 #pragma unroll
     for (unsigned k = 0; k < ROWS; k++) sum[k] = quad(0.0f);
-    for (unsigned i = 0; i < p.sources; i++) {
-        const MixtureSource& s = table[i];
+    for (unsigned i = 0; i < j.sources; i++) {
+        const MixtureSource& s = table[job + i];
         const Norm n = norm_of(s, pages, lane);
         const float weight = weight_of(s, pages);
         const float4 scale = weight * (n.gamma * n.inv);
         const float4 shift = weight * n.beta;
         const float* map = at(pages, s.map) + lane.channel;
-        float4 y[ROWS];
 #pragma unroll
-        for (unsigned k = 0; k < ROWS; k++) {
-            const unsigned row = first + k * lane.rows;
-            y[k] = row < p.rows ? load4(map + row * s.map_stride, lane.valid) : quad(0.0f);
-        }
+        for (unsigned start = 0; start < ROWS; start += UNDER_WAY) {
+            float4 y[UNDER_WAY];
 #pragma unroll
-        for (unsigned k = 0; k < ROWS; k++) {
-            const unsigned row = first + k * lane.rows;
-            const float factor = row < p.rows ? factor_of(s, pages, row / p.pixels) : 0.0f;
-            if (factor != 0.0f) sum[k] = sum[k] + factor * (scale * (y[k] - n.mean) + shift);
+            for (unsigned k = 0; k < UNDER_WAY; k++) {
+                const unsigned row = first + (start + k) * lane.rows;
+                y[k] = row < j.rows ? load4(map + row * s.map_stride, lane.valid) : quad(0.0f);
+            }
+#pragma unroll
+            for (unsigned k = 0; k < UNDER_WAY; k++) {
+                const unsigned row = first + (start + k) * lane.rows;
+                const float factor = row < j.rows ? factor_of(s, pages, row) : 0.0f;
+                if (factor != 0.0f) sum[start + k] = sum[start + k] + factor * (scale * (y[k] - n.mean) + shift);
+            }
         }
     }
 #pragma unroll
     for (unsigned k = 0; k < ROWS; k++) {
         const unsigned row = first + k * lane.rows;
-        if (row < p.rows) put4(at(pages, p.node) + row * p.node_stride + lane.channel, sum[k], lane.valid, p.accumulate);
+        if (row < j.rows) put4(at(pages, j.node) + row * j.node_stride + lane.channel, sum[k], lane.valid, j.flags & ACCUMULATE);
     }
-}
-
-// Sum of g and sum of g y_hat.
-struct Sums {
-    float4 s1, s2;
-};
-
-// Adds the sums of all threads that own the same channels; row 0 gets the result.
-__device__ inline Sums add_rows(Sums own, const Lane& lane, unsigned lanes) {
-    __shared__ float4 s1[BLOCK];
-    __shared__ float4 s2[BLOCK];
-    const unsigned t = threadIdx.x;
-    for (unsigned width = lane.rows; width > 1;) {
-        s1[t] = own.s1;
-        s2[t] = own.s2;
-        __syncthreads();
-        const unsigned half = (width + 1) / 2;
-        if (lane.row + half < width) {
-            own.s1 = own.s1 + s1[t + half * lanes];
-            own.s2 = own.s2 + s2[t + half * lanes];
-        }
-        width = half;
-        __syncthreads();
-    }
-    return own;
 }
 
 // One chunk of rows of one source: s1 = sum factor g, s2 = sum factor g y_hat.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
-mixture_backward_partial(const __grid_constant__ MixtureParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+mixture_backward_partial(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
     const unsigned block = block_index();
     if (block >= p.blocks) return;
-    const unsigned chunk = block / p.groups % p.chunks;
-    const MixtureSource& s = table[block / p.groups / p.chunks];
-    const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);
-    const unsigned first = chunk * p.chunk_rows;
-    const unsigned end = min(first + p.chunk_rows, p.rows);
+    const MixtureSource& s = table[job_of(table, p.jobs, block)];
+    const unsigned chunk = (block - s.first_block) / s.groups;
+    const Lane lane = lane_of(s.channels, s.lanes, (block - s.first_block) % s.groups);
+    const unsigned first = chunk * s.chunk_rows;
+    const unsigned end = min(first + s.chunk_rows, s.rows);
     const Norm n = norm_of(s, pages, lane);
-    const float* gradient = at(pages, p.node) + lane.channel;
+    const float* gradient = at(pages, s.node) + lane.channel;
     const float* map = at(pages, s.map) + lane.channel;
 
-    Sums own = {quad(0.0f), quad(0.0f)};
+    __shared__ float4 left[BLOCK];
+    __shared__ float4 right[BLOCK];
+    RowSums own = {quad(0.0f), quad(0.0f)};
 #pragma unroll 4
     for (unsigned row = first + lane.row; lane.used && row < end; row += lane.rows) {
-        const float factor = factor_of(s, pages, row / p.pixels);
+        const float factor = factor_of(s, pages, row);
         if (factor == 0.0f) continue;
-        const float4 g = factor * load4(gradient + row * p.node_stride, lane.valid);
+        const float4 g = factor * load4(gradient + row * s.node_stride, lane.valid);
         const float4 y = load4(map + row * s.map_stride, lane.valid);
         own.s1 = own.s1 + g;
         own.s2 = own.s2 + g * ((y - n.mean) * n.inv);
     }
 
-    own = add_rows(own, lane, p.lanes);
+    own = add_rows(own, lane, s.lanes, left, right);
     if (lane.row == 0 && lane.used) {
-        float* partial = at(pages, s.partial) + 2 * chunk * padded(p.channels) + lane.channel;
+        float* partial = at(pages, s.partial) + 2 * chunk * padded(s.channels) + lane.channel;
         store4(partial, own.s1, 4);
-        store4(partial + padded(p.channels), own.s2, 4);
+        store4(partial + padded(s.channels), own.s2, 4);
     }
 }
 
 // Merges a source's chunks and writes what is wanted of it: coefficients a, b, d with dL/dy = a g + b y + d, gradients of
 // gamma and beta, and each channel's share of the weight's gradient.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
-mixture_backward_fold(const __grid_constant__ MixtureParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+mixture_backward_fold(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
     const unsigned block = block_index();
     if (block >= p.blocks) return;
-    const MixtureSource& s = table[block / p.groups];
-    const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);
+    const MixtureSource& s = table[job_of(table, p.jobs, block)];
+    const Lane lane = lane_of(s.channels, s.lanes, (block - s.first_block) % s.groups);
 
-    Sums own = {quad(0.0f), quad(0.0f)};
-    for (unsigned chunk = lane.row; s.flags & SUMS && lane.used && chunk < p.chunks; chunk += lane.rows) {
-        const float* partial = at(pages, s.partial) + 2 * chunk * padded(p.channels) + lane.channel;
+    __shared__ float4 left[BLOCK];
+    __shared__ float4 right[BLOCK];
+    RowSums own = {quad(0.0f), quad(0.0f)};
+    for (unsigned chunk = lane.row; s.flags & SUMS && lane.used && chunk < s.chunks; chunk += lane.rows) {
+        const float* partial = at(pages, s.partial) + 2 * chunk * padded(s.channels) + lane.channel;
         own.s1 = own.s1 + load4(partial, 4);
-        own.s2 = own.s2 + load4(partial + padded(p.channels), 4);
+        own.s2 = own.s2 + load4(partial + padded(s.channels), 4);
     }
-    own = add_rows(own, lane, p.lanes);
+    own = add_rows(own, lane, s.lanes, left, right);
     if (lane.row > 0 || !lane.used) return;
 
     const Norm n = norm_of(s, pages, lane);
@@ -204,7 +186,7 @@ mixture_backward_fold(const __grid_constant__ MixtureParams p, const __grid_cons
     if (s.flags & COEF) {
         float4 a = quad(weight), b = quad(0.0f), d = quad(0.0f);
         if (s.flags & NORM) {
-            const float share = 1.0f / float(p.rows);
+            const float share = 1.0f / float(s.rows);
             a = weight * (n.gamma * n.inv);
             b = -share * (a * n.inv * own.s2);
             d = -share * (a * own.s1) - b * n.mean;
@@ -219,24 +201,27 @@ mixture_backward_fold(const __grid_constant__ MixtureParams p, const __grid_cons
         put4(at(pages, s.dbeta) + lane.channel, weight * own.s1, lane.valid, s.flags & DBETA_ADD);
     }
     if (s.flags & SHARE) {
-        float* shares = at(pages, s.partial) + 2 * p.chunks * padded(p.channels) + lane.channel;
-        store4(shares, n.gamma * own.s2 + n.beta * own.s1, 4);
+        store4(at(pages, s.shares) + lane.channel, n.gamma * own.s2 + n.beta * own.s1, 4);
     }
 }
 
 // A block sums the shares of one weight, over its sources and their channels.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
-mixture_backward_weights(const __grid_constant__ MixtureParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
-    const unsigned index = block_index();
-    if (index >= p.blocks) return;
+mixture_backward_weights(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+    const unsigned block = block_index();
+    if (block >= p.blocks) return;
+    const unsigned job = job_of(table, p.jobs, block);
+    const MixtureSource& j = table[job];
+    const unsigned index = block - j.first_block;
     float own = 0.0f;
-    for (unsigned i = 0; i < p.sources; i++) {
-        if (table[i].weight_index != index) continue;
-        const float* shares = at(pages, table[i].partial) + 2 * p.chunks * padded(p.channels);
-        for (unsigned c = threadIdx.x; c < p.channels; c += BLOCK) own += shares[c];
+    for (unsigned i = 0; i < j.sources; i++) {
+        const MixtureSource& s = table[job + i];
+        if (s.weight_index != index) continue;
+        const float* shares = at(pages, s.shares);
+        for (unsigned c = threadIdx.x; c < s.channels; c += BLOCK) own += shares[c];
     }
     const float sum = block_sum(own);
     if (threadIdx.x > 0) return;
-    float* out = at(pages, p.dweights) + index / p.weight_columns * p.weight_stride + index % p.weight_columns;
-    *out = p.accumulate ? *out + sum : sum;
+    float* out = at(pages, j.node) + index / j.weight_columns * j.node_stride + index % j.weight_columns;
+    *out = j.flags & ACCUMULATE ? *out + sum : sum;
 }

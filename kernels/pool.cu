@@ -1,4 +1,5 @@
-// Max and average pooling, with the moments of both, and their gradient (src/ops/launch/pool.rs).
+// Max and average pooling, with the moments of both, and their gradient (src/ops/launch/pool.rs). Both kernels also do folds
+// that are due at the same time: of moments in the forward, of sums that become coefficients in the backward.
 #include "common.cuh"
 
 struct PoolJob {
@@ -20,11 +21,16 @@ struct PoolJob {
     unsigned x_stride;
     unsigned max_stride;
     unsigned average_stride;
+    unsigned chunks;
+    unsigned unused;
     Spot x;
     Spot max;
     Spot average;
     Spot max_partial;
     Spot average_partial;
+    Spot partial;
+    Spot mean;
+    Spot variance;
 };
 
 struct PoolTerm {
@@ -48,12 +54,22 @@ struct PoolTerm {
     unsigned y_stride;
     unsigned g_stride;
     unsigned coef_stride;
+    unsigned chunks;
+    float eps;
+    unsigned unused_0;
+    unsigned unused_1;
     Spot x;
     Spot dx;
     Spot y;
     Spot g;
     Spot coef;
     Spot mask;
+    Spot mean;
+    Spot variance;
+    Spot gamma;
+    Spot partial;
+    Spot dgamma;
+    Spot dbeta;
 };
 
 constexpr unsigned MAX = 1;
@@ -64,6 +80,10 @@ constexpr unsigned AVERAGE_ADD = 16;
 constexpr unsigned COEF = 32;
 constexpr unsigned MASK = 64;
 constexpr unsigned ACCUMULATE = 128;
+constexpr unsigned FOLD = 256;
+constexpr unsigned AFFINE = 512;
+constexpr unsigned DGAMMA_ADD = 1024;
+constexpr unsigned DBETA_ADD = 2048;
 
 __device__ inline bool has(unsigned flags, unsigned flag) { return (flags & flag) != 0; }
 
@@ -87,6 +107,23 @@ __device__ inline float4 larger(float4 a, float4 b) {
     return make_float4(b.x > a.x ? b.x : a.x, b.y > a.y ? b.y : a.y, b.z > a.z ? b.z : a.z, b.w > a.w ? b.w : a.w);
 }
 
+// Merges moments of chunks to mean and variance.
+__device__ inline void fold_moments(const PoolJob& j, const Pages& pages, unsigned block) {
+    const Lane lane = lane_of(j.channels, j.lanes, block - j.first_block);
+    const unsigned stride = moments_stride(j.channels);
+    Moments own = none();
+    for (unsigned chunk = lane.row; lane.used && chunk < j.chunks; chunk += lane.rows) {
+        const float* partial = at(pages, j.partial) + chunk * stride;
+        const float* mean = partial + lane.channel;
+        own = merge(own, {partial[2 * padded(j.channels)], load4(mean, 4), load4(mean + padded(j.channels), 4)});
+    }
+    own = merge_rows(own, lane, j.lanes);
+    if (lane.row == 0 && lane.used) {
+        store4(at(pages, j.mean) + lane.channel, own.mean, lane.valid);
+        store4(at(pages, j.variance) + lane.channel, (1.0f / own.count) * own.m2, lane.valid);
+    }
+}
+
 // Pixels of a window that are under way at once: more would not leave enough registers.
 constexpr unsigned UNROLL = WIDE ? 2 : 1;
 
@@ -95,6 +132,7 @@ pool_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const PoolJob& j = table[job_of(table, p.jobs, block)];
+    if (has(j.flags, FOLD)) return fold_moments(j, pages, block);
     const unsigned chunk = (block - j.first_block) / j.groups;
     const Lane lane = lane_of(j.channels, j.lanes, (block - j.first_block) % j.groups);
     const float* map = at(pages, j.x) + lane.channel;
@@ -195,6 +233,38 @@ __device__ inline Wins wins_of(const float* map, const PoolTerm& j, unsigned ima
     return wins;
 }
 
+// Coefficients a, b, d with dL/dx = a g + b x + d, and gradients of gamma and beta, from sums of g and of g (x - mean).
+__device__ inline void fold_coefficients(const PoolTerm& j, const Pages& pages, const Lane& lane) {
+    __shared__ float4 left[BLOCK];
+    __shared__ float4 right[BLOCK];
+    RowSums own = {quad(0.0f), quad(0.0f)};
+#pragma unroll 1
+    for (unsigned chunk = lane.row; lane.used && chunk < j.chunks; chunk += lane.rows) {
+        const float* partial = at(pages, j.partial) + 2 * chunk * padded(j.channels) + lane.channel;
+        own.s1 = own.s1 + load4(partial, 4);
+        own.s2 = own.s2 + load4(partial + padded(j.channels), 4);
+    }
+    own = add_rows(own, lane, j.lanes, left, right);
+    if (lane.row > 0 || !lane.used) return;
+
+    const float4 inv = inverse_deviation(load4(at(pages, j.variance) + lane.channel, lane.valid), j.eps);
+    const float share = 1.0f / float(j.rows);
+    own.s2 = own.s2 * inv;
+    float4 a = inv;
+    if (has(j.flags, AFFINE)) {
+        a = load4(at(pages, j.gamma) + lane.channel, lane.valid) * inv;
+        put4(at(pages, j.dgamma) + lane.channel, own.s2, lane.valid, has(j.flags, DGAMMA_ADD));
+        put4(at(pages, j.dbeta) + lane.channel, own.s1, lane.valid, has(j.flags, DBETA_ADD));
+    }
+    const float4 b = -share * (a * inv * own.s2);
+    const float4 d = -share * (a * own.s1) - b * load4(at(pages, j.mean) + lane.channel, lane.valid);
+    float* coef = at(pages, j.coef) + lane.channel;
+    const bool add = has(j.flags, ACCUMULATE);
+    put4(coef, a, lane.valid, add);
+    put4(coef + j.coef_stride, b, lane.valid, add);
+    put4(coef + 2 * j.coef_stride, d, lane.valid, add);
+}
+
 // A thread gathers the gradient of a quad of one pixel: of the windows that it wins, the shares of those that hold it, and
 // what comes to the pixel directly.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
@@ -204,6 +274,7 @@ pool_backward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
     const unsigned index = job_of(table, p.jobs, block);
     const PoolTerm& j = table[index];
     const Lane lane = lane_of(j.channels, j.lanes, (block - j.first_block) % j.groups);
+    if (has(j.flags, FOLD)) return fold_coefficients(j, pages, lane);
     const unsigned row = (block - j.first_block) / j.groups * lane.rows + lane.row;
     if (!lane.used || row >= j.rows) return;
     const unsigned line = row / j.x_width, image = line / j.x_height;
@@ -217,8 +288,6 @@ pool_backward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
     float4 dx = quad(0.0f);
     for (unsigned term = 0; term < j.terms; term++) {
         const PoolTerm& t = table[index + term];
-        const float* g = at(pages, t.g) + lane.channel;
-        const float* map = at(pages, t.y) + lane.channel;
         const bool affine = has(t.flags, COEF), most = has(t.flags, MAX), average = has(t.flags, AVERAGE);
         float4 a = quad(has(t.flags, MASK) ? at(pages, t.mask)[image] : 1.0f), b = quad(0.0f), d = quad(0.0f);
         if (affine) {
@@ -228,27 +297,26 @@ pool_backward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
             d = load4(coef + 2 * t.coef_stride, lane.valid);
         }
         if (!most && !average) {
-            dx = dx + a * load4(g + row * t.g_stride, lane.valid) + d;
-            if (affine) dx = dx + b * load4(map + row * t.y_stride, lane.valid);
+            dx = dx + a * load4(at(pages, t.g) + lane.channel + row * t.g_stride, lane.valid) + d;
+            if (affine) dx = dx + b * load4(at(pages, t.y) + lane.channel + row * t.y_stride, lane.valid);
             continue;
         }
         unsigned bit = 1;
         for (unsigned v = ys.first; covered && v < ys.end; v++) {
-            const Stretch height = window_of(v, j.kernel, j.stride, j.pad, j.x_height);
             for (unsigned u = xs.first; u < xs.end; u++, bit <<= 1) {
                 const unsigned out = (image * j.y_height + v) * j.y_width + u;
-                float4 share;
+                if (most && ((wins.x | wins.y | wins.z | wins.w) & bit) == 0) continue;
+                float4 dy = a * load4(at(pages, t.g) + lane.channel + out * t.g_stride, lane.valid) + d;
+                if (affine) dy = dy + b * load4(at(pages, t.y) + lane.channel + out * t.y_stride, lane.valid);
                 if (most) {
-                    share = make_float4(float((wins.x & bit) != 0), float((wins.y & bit) != 0), float((wins.z & bit) != 0),
-                                        float((wins.w & bit) != 0));
-                    if (((wins.x | wins.y | wins.z | wins.w) & bit) == 0) continue;
+                    dy = make_float4(wins.x & bit ? dy.x : 0.0f, wins.y & bit ? dy.y : 0.0f, wins.z & bit ? dy.z : 0.0f,
+                                     wins.w & bit ? dy.w : 0.0f);
                 } else {
+                    const Stretch height = window_of(v, j.kernel, j.stride, j.pad, j.x_height);
                     const Stretch width = window_of(u, j.kernel, j.stride, j.pad, j.x_width);
-                    share = quad(1.0f / float((height.end - height.first) * (width.end - width.first)));
+                    dy = (1.0f / float((height.end - height.first) * (width.end - width.first))) * dy;
                 }
-                float4 dy = a * load4(g + out * t.g_stride, lane.valid) + d;
-                if (affine) dy = dy + b * load4(map + out * t.y_stride, lane.valid);
-                dx = dx + share * dy;
+                dx = dx + dy;
             }
         }
     }

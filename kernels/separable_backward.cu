@@ -1,5 +1,5 @@
 // Gradients of separable convolutions (src/ops/separable.rs). One kernel takes the gradient dy back to the depthwise
-// result, dd; one computes the gradients of both weights and of the input; one folds the sums of normalised inputs.
+// result, dd; one computes the gradients of both weights and of the input. Sums of normalised inputs are folded in pool.cu.
 #include "common.cuh"
 
 struct SeparableGradient {
@@ -53,29 +53,6 @@ struct SeparableGradient {
     Spot unused_spot;
 };
 
-struct SeparableFold {
-    unsigned first_block;
-    unsigned blocks;
-    unsigned flags;
-    unsigned channels;
-    unsigned lanes;
-    unsigned chunks;
-    unsigned rows;
-    unsigned coef_stride;
-    float eps;
-    unsigned unused_0;
-    unsigned unused_1;
-    unsigned unused_2;
-    Spot mean;
-    Spot variance;
-    Spot gamma;
-    Spot partial;
-    Spot coef;
-    Spot dgamma;
-    Spot dbeta;
-    Spot unused_3;
-};
-
 constexpr unsigned NORM = 1;
 constexpr unsigned AFFINE = 2;
 constexpr unsigned COEF = 4;
@@ -83,8 +60,6 @@ constexpr unsigned MASK = 8;
 constexpr unsigned STORE = 16;
 constexpr unsigned ADD = 32;
 constexpr unsigned SUMS = 64;
-constexpr unsigned DGAMMA_ADD = 128;
-constexpr unsigned DBETA_ADD = 256;
 
 // Kinds of jobs of separable_backward_gradients.
 constexpr unsigned POINTWISE = 0;
@@ -323,29 +298,6 @@ __device__ inline void taps_gradient(const SeparableGradient& j, const Pages& pa
     }
 }
 
-// Sum of g, and of g (x - mean) or g y_hat.
-struct Sums {
-    float4 s1, s2;
-};
-
-// Adds the sums of all threads that own the same channels; row 0 gets the result.
-__device__ inline Sums add_rows(Sums own, const Lane& lane, unsigned lanes, float4* left, float4* right) {
-    const unsigned t = threadIdx.x;
-    for (unsigned width = lane.rows; width > 1;) {
-        left[t] = own.s1;
-        right[t] = own.s2;
-        __syncthreads();
-        const unsigned half = (width + 1) / 2;
-        if (lane.row + half < width) {
-            own.s1 = own.s1 + left[t + half * lanes];
-            own.s2 = own.s2 + right[t + half * lanes];
-        }
-        width = half;
-        __syncthreads();
-    }
-    return own;
-}
-
 // What one branch adds to the gradient at a pixel of its input. Multiplying by 1 / stride and rounding divides what the
 // stride divides; the comparison rejects the rest, coordinates before the image included.
 __device__ inline float4 taps_at(const SeparableGradient& j, const Pages& pages, unsigned row, unsigned channel, unsigned valid) {
@@ -401,7 +353,7 @@ __device__ inline void input_gradient(const SeparableGradient* jobs, const Pages
     }
     if (!(j.flags & SUMS)) return;
 
-    const Sums own = add_rows({left[t], right[t]}, lane, j.lanes, left, right);
+    const RowSums own = add_rows({left[t], right[t]}, lane, j.lanes, left, right);
     if (lane.row == 0 && lane.used) {
         float* partial = at(pages, j.partial) + 2 * chunk * padded(j.channels) + lane.channel;
         store4(partial, own.s1, 4);
@@ -421,40 +373,4 @@ separable_backward_gradients(const __grid_constant__ JobsParams p, const __grid_
     if (j->kind == POINTWISE) pointwise_gradient(*j, pages, index, left, right);
     if (j->kind == TAPS) taps_gradient(*j, pages, index, left);
     if (j->kind == INPUT) input_gradient(j, pages, index, left, right, norms);
-}
-
-// Coefficients a, b, d with dL/dx = a g + b x + d, and gradients of gamma and beta.
-extern "C" __global__ void __launch_bounds__(BLOCK, 4)
-separable_backward_fold(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableFold* table) {
-    __shared__ float4 left[BLOCK];
-    __shared__ float4 right[BLOCK];
-    const unsigned block = block_index();
-    if (block >= p.blocks) return;
-    const SeparableFold& j = table[job_of(table, p.jobs, block)];
-    const Lane lane = lane_of(j.channels, j.lanes, block - j.first_block);
-
-    Sums own = {quad(0.0f), quad(0.0f)};
-    for (unsigned chunk = lane.row; lane.used && chunk < j.chunks; chunk += lane.rows) {
-        const float* partial = at(pages, j.partial) + 2 * chunk * padded(j.channels) + lane.channel;
-        own.s1 = own.s1 + load4(partial, 4);
-        own.s2 = own.s2 + load4(partial + padded(j.channels), 4);
-    }
-    own = add_rows(own, lane, j.lanes, left, right);
-    if (lane.row > 0 || !lane.used) return;
-
-    const float4 inv = inverse_deviation(load4(at(pages, j.variance) + lane.channel, lane.valid), j.eps);
-    const float share = 1.0f / float(j.rows);
-    own.s2 = own.s2 * inv;
-    float4 a = inv;
-    if (j.flags & AFFINE) {
-        a = load4(at(pages, j.gamma) + lane.channel, lane.valid) * inv;
-        put4(at(pages, j.dgamma) + lane.channel, own.s2, lane.valid, j.flags & DGAMMA_ADD);
-        put4(at(pages, j.dbeta) + lane.channel, own.s1, lane.valid, j.flags & DBETA_ADD);
-    }
-    const float4 b = -share * (a * inv * own.s2);
-    const float4 d = -share * (a * own.s1) - b * load4(at(pages, j.mean) + lane.channel, lane.valid);
-    float* coef = at(pages, j.coef) + lane.channel;
-    put4(coef, a, lane.valid, j.flags & ADD);
-    put4(coef + j.coef_stride, b, lane.valid, j.flags & ADD);
-    put4(coef + 2 * j.coef_stride, d, lane.valid, j.flags & ADD);
 }

@@ -1,17 +1,4 @@
-// Second halves of reductions: kernels/fold.cu in WGSL, function by function. Both tables are uniforms of the same binding;
-// an entry point uses one of them.
-
-struct FoldMoments {
-    first_block: u32,
-    blocks: u32,
-    channels: u32,
-    lanes: u32,
-    chunks: u32,
-    unused: u32,
-    partial: Spot,
-    mean: Spot,
-    variance: Spot,
-}
+// Second half of reductions: kernels/fold.cu in WGSL, function by function.
 
 struct FoldSums {
     first_block: u32,
@@ -26,57 +13,13 @@ struct FoldSums {
     out: Spot,
 }
 
-// Records of full tables.
-const MOMENTS: u32 = 341;
+// Records of a full table.
 const SUMS: u32 = 341;
 
 @group(0) @binding(0) var<uniform> p: JobsParams;
-@group(0) @binding(1) var<uniform> moments: array<FoldMoments, MOMENTS>;
 @group(0) @binding(1) var<uniform> sums: array<FoldSums, SUMS>;
 
 // The job of a block: the last record whose first block is not beyond it.
-fn moments_of(block: u32) -> u32 {
-    var low = 0u;
-    for (var high = p.jobs; high - low > 1u;) {
-        let middle = (low + high) / 2u;
-        if moments[middle].first_block <= block {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-@compute @workgroup_size(BLOCK)
-fn fold_moments(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let block = block_index(workgroup, grid);
-    if block >= p.blocks {
-        return;
-    }
-    let j = moments_of(block);
-    let channels = moments[j].channels;
-    let lane = lane_of(thread, channels, moments[j].lanes, block - moments[j].first_block);
-    let stride = moments_stride(channels);
-
-    var own = none();
-    for (var chunk = lane.row; lane.used && chunk < moments[j].chunks; chunk += lane.rows) {
-        let partial = ahead(moments[j].partial, chunk * stride);
-        let mean = ahead(partial, lane.channel);
-        let count = load1(ahead(partial, 2u * padded(channels)));
-        own = merge(own, Moments(count, load4(mean, 4u), load4(ahead(mean, padded(channels)), 4u)));
-    }
-    own = merge_rows(own, thread, moments[j].lanes);
-    if lane.row == 0u && lane.used {
-        store4(ahead(moments[j].mean, lane.channel), own.mean, lane.valid);
-        store4(ahead(moments[j].variance, lane.channel), (1.0 / own.count) * own.m2, lane.valid);
-    }
-}
-
 fn sums_of(block: u32) -> u32 {
     var low = 0u;
     for (var high = p.jobs; high - low > 1u;) {

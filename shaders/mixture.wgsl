@@ -1,43 +1,37 @@
 // Weighted sum of normalised maps, and the reductions of its gradient: kernels/mixture.cu in WGSL, function by function.
 
-struct MixtureParams {
+struct MixtureSource {
+    first_block: u32,
     blocks: u32,
+    sources: u32,
+    flags: u32,
     rows: u32,
     channels: u32,
     lanes: u32,
     groups: u32,
     pixels: u32,
-    sources: u32,
-    accumulate: u32,
-    node: Spot,
-    dweights: Spot,
-    node_stride: u32,
     chunks: u32,
     chunk_rows: u32,
-    weight_columns: u32,
-    weight_stride: u32,
-    unused_0: u32,
-    unused_1: Spot,
-}
-
-struct MixtureSource {
-    map: Spot,
+    node_stride: u32,
     map_stride: u32,
-    flags: u32,
+    coef_stride: u32,
+    weight_index: u32,
+    weight_columns: u32,
+    eps: f32,
+    unused: u32,
+    node: Spot,
+    map: Spot,
     mean: Spot,
     variance: Spot,
     gamma: Spot,
     beta: Spot,
     weight: Spot,
     mask: Spot,
-    eps: f32,
-    weight_index: u32,
     coef: Spot,
-    coef_stride: u32,
-    unused: u32,
     dgamma: Spot,
     dbeta: Spot,
     partial: Spot,
+    shares: Spot,
 }
 
 const NORM: u32 = 1;
@@ -51,11 +45,12 @@ const PARAMETERS: u32 = 128;
 const DGAMMA_ADD: u32 = 256;
 const DBETA_ADD: u32 = 512;
 const SHARE: u32 = 1024;
+const ACCUMULATE: u32 = 2048;
 
 // Records of a full table.
-const TABLE: u32 = 64;
+const TABLE: u32 = 93;
 
-@group(0) @binding(0) var<uniform> p: MixtureParams;
+@group(0) @binding(0) var<uniform> p: JobsParams;
 @group(0) @binding(1) var<uniform> table: array<MixtureSource, TABLE>;
 
 // Rows of a map that a thread of mixture_forward holds in registers.
@@ -63,6 +58,20 @@ const ROWS: u32 = 4;
 
 fn has(flags: u32, flag: u32) -> bool {
     return (flags & flag) != 0u;
+}
+
+// The job of a block: the last record whose first block is not beyond it.
+fn job_of(block: u32) -> u32 {
+    var low = 0u;
+    for (var high = p.jobs; high - low > 1u;) {
+        let middle = (low + high) / 2u;
+        if table[middle].first_block <= block {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
 }
 
 // h = gamma (y - mean) inv + beta, for a quad of one source.
@@ -93,10 +102,10 @@ fn weight_of(i: u32) -> f32 {
     return 1.0;
 }
 
-// Factor of an image. Where it is zero the summand is absent: its map may hold anything.
-fn factor_of(i: u32, image: u32) -> f32 {
+// Factor of a row's image. Where it is zero the summand is absent: its map may hold anything.
+fn factor_of(i: u32, row: u32) -> f32 {
     if has(table[i].flags, MASK) {
-        return load1(ahead(table[i].mask, image));
+        return load1(ahead(table[i].mask, row / table[i].pixels));
     }
     return 1.0;
 }
@@ -112,14 +121,18 @@ fn mixture_forward(
     if block >= p.blocks {
         return;
     }
-    let lane = lane_of(thread, p.channels, p.lanes, block % p.groups);
+    let job = job_of(block);
+    let own = block - table[job].first_block;
+    let groups = table[job].groups;
+    let rows = table[job].rows;
+    let lane = lane_of(thread, table[job].channels, table[job].lanes, own % groups);
     if !lane.used {
         return;
     }
-    let first = block / p.groups * ROWS * lane.rows + lane.row;
+    let first = own / groups * ROWS * lane.rows + lane.row;
 
     var sum: array<Quad, ROWS>;
-    for (var i = 0u; i < p.sources; i++) {
+    for (var i = job; i < job + table[job].sources; i++) {
         let n = norm_of(i, lane);
         let weight = weight_of(i);
         let scale = weight * (n.gamma * n.inv);
@@ -127,8 +140,8 @@ fn mixture_forward(
         let map = ahead(table[i].map, lane.channel);
         for (var k = 0u; k < ROWS; k++) {
             let row = first + k * lane.rows;
-            if row < p.rows {
-                let factor = factor_of(i, row / p.pixels);
+            if row < rows {
+                let factor = factor_of(i, row);
                 if factor != 0.0 {
                     let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
                     sum[k] += factor * (scale * (y - n.mean) + shift);
@@ -136,10 +149,11 @@ fn mixture_forward(
             }
         }
     }
+    let add = has(table[job].flags, ACCUMULATE);
     for (var k = 0u; k < ROWS; k++) {
         let row = first + k * lane.rows;
-        if row < p.rows {
-            put4(ahead(p.node, row * p.node_stride + lane.channel), sum[k], lane.valid, p.accumulate != 0u);
+        if row < rows {
+            put4(ahead(table[job].node, row * table[job].node_stride + lane.channel), sum[k], lane.valid, add);
         }
     }
 }
@@ -154,16 +168,16 @@ var<workgroup> shared_s1: array<Quad, BLOCK>;
 var<workgroup> shared_s2: array<Quad, BLOCK>;
 
 // Adds the sums of all threads that own the same channels; row 0 gets the result.
-fn add_rows(sums: Sums, t: u32) -> Sums {
+fn add_rows(sums: Sums, t: u32, lanes: u32) -> Sums {
     var own = sums;
-    for (var width = BLOCK / p.lanes; width > 1u;) {
+    for (var width = BLOCK / lanes; width > 1u;) {
         shared_s1[t] = own.s1;
         shared_s2[t] = own.s2;
         workgroupBarrier();
         let half = (width + 1u) / 2u;
-        if t / p.lanes + half < width {
-            own.s1 += shared_s1[t + half * p.lanes];
-            own.s2 += shared_s2[t + half * p.lanes];
+        if t / lanes + half < width {
+            own.s1 += shared_s1[t + half * lanes];
+            own.s2 += shared_s2[t + half * lanes];
         }
         width = half;
         workgroupBarrier();
@@ -182,32 +196,33 @@ fn mixture_backward_partial(
     if block >= p.blocks {
         return;
     }
-    let chunk = block / p.groups % p.chunks;
-    let i = block / p.groups / p.chunks;
-    let lane = lane_of(thread, p.channels, p.lanes, block % p.groups);
-    let first = chunk * p.chunk_rows;
-    let end = min(first + p.chunk_rows, p.rows);
+    let i = job_of(block);
+    let chunk = (block - table[i].first_block) / table[i].groups;
+    let channels = table[i].channels;
+    let lane = lane_of(thread, channels, table[i].lanes, (block - table[i].first_block) % table[i].groups);
+    let first = chunk * table[i].chunk_rows;
+    let end = min(first + table[i].chunk_rows, table[i].rows);
     let n = norm_of(i, lane);
-    let gradient = ahead(p.node, lane.channel);
+    let gradient = ahead(table[i].node, lane.channel);
     let map = ahead(table[i].map, lane.channel);
 
     var own = Sums(quad(0.0), quad(0.0));
     for (var row = first + lane.row; lane.used && row < end; row += lane.rows) {
-        let factor = factor_of(i, row / p.pixels);
+        let factor = factor_of(i, row);
         if factor == 0.0 {
             continue;
         }
-        let g = factor * load4(ahead(gradient, row * p.node_stride), lane.valid);
+        let g = factor * load4(ahead(gradient, row * table[i].node_stride), lane.valid);
         let y = load4(ahead(map, row * table[i].map_stride), lane.valid);
         own.s1 += g;
         own.s2 += g * ((y - n.mean) * n.inv);
     }
 
-    own = add_rows(own, thread);
+    own = add_rows(own, thread, table[i].lanes);
     if lane.row == 0u && lane.used {
-        let partial = ahead(table[i].partial, 2u * chunk * padded(p.channels) + lane.channel);
+        let partial = ahead(table[i].partial, 2u * chunk * padded(channels) + lane.channel);
         store4(partial, own.s1, 4u);
-        store4(ahead(partial, padded(p.channels)), own.s2, 4u);
+        store4(ahead(partial, padded(channels)), own.s2, 4u);
     }
 }
 
@@ -223,17 +238,19 @@ fn mixture_backward_fold(
     if block >= p.blocks {
         return;
     }
-    let i = block / p.groups;
+    let i = job_of(block);
     let flags = table[i].flags;
-    let lane = lane_of(thread, p.channels, p.lanes, block % p.groups);
+    let chunks = table[i].chunks;
+    let channels = table[i].channels;
+    let lane = lane_of(thread, channels, table[i].lanes, (block - table[i].first_block) % table[i].groups);
 
     var own = Sums(quad(0.0), quad(0.0));
-    for (var chunk = lane.row; has(flags, SUMS) && lane.used && chunk < p.chunks; chunk += lane.rows) {
-        let partial = ahead(table[i].partial, 2u * chunk * padded(p.channels) + lane.channel);
+    for (var chunk = lane.row; has(flags, SUMS) && lane.used && chunk < chunks; chunk += lane.rows) {
+        let partial = ahead(table[i].partial, 2u * chunk * padded(channels) + lane.channel);
         own.s1 += load4(partial, 4u);
-        own.s2 += load4(ahead(partial, padded(p.channels)), 4u);
+        own.s2 += load4(ahead(partial, padded(channels)), 4u);
     }
-    own = add_rows(own, thread);
+    own = add_rows(own, thread, table[i].lanes);
     if lane.row > 0u || !lane.used {
         return;
     }
@@ -245,7 +262,7 @@ fn mixture_backward_fold(
         var b = quad(0.0);
         var d = quad(0.0);
         if has(flags, NORM) {
-            let share = 1.0 / f32(p.rows);
+            let share = 1.0 / f32(table[i].rows);
             a = weight * (n.gamma * n.inv);
             b = -share * (a * n.inv * own.s2);
             d = -share * (a * own.s1) - b * n.mean;
@@ -261,8 +278,7 @@ fn mixture_backward_fold(
         put4(ahead(table[i].dbeta, lane.channel), weight * own.s1, lane.valid, has(flags, DBETA_ADD));
     }
     if has(flags, SHARE) {
-        let shares = ahead(table[i].partial, 2u * p.chunks * padded(p.channels) + lane.channel);
-        store4(shares, n.gamma * own.s2 + n.beta * own.s1, 4u);
+        store4(ahead(table[i].shares, lane.channel), n.gamma * own.s2 + n.beta * own.s1, 4u);
     }
 }
 
@@ -275,18 +291,19 @@ fn mixture_backward_weights(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let index = block_index(workgroup, grid);
-    if index >= p.blocks {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
         return;
     }
+    let job = job_of(block);
+    let index = block - table[job].first_block;
     var own = 0.0;
-    for (var i = 0u; i < p.sources; i++) {
+    for (var i = job; i < job + table[job].sources; i++) {
         if table[i].weight_index != index {
             continue;
         }
-        let shares = ahead(table[i].partial, 2u * p.chunks * padded(p.channels));
-        for (var c = thread; c < p.channels; c += BLOCK) {
-            own += load1(ahead(shares, c));
+        for (var c = thread; c < table[i].channels; c += BLOCK) {
+            own += load1(ahead(table[i].shares, c));
         }
     }
     shared_sum[thread] = own;
@@ -300,9 +317,10 @@ fn mixture_backward_weights(
     if thread > 0u {
         return;
     }
-    let out = ahead(p.dweights, index / p.weight_columns * p.weight_stride + index % p.weight_columns);
+    let columns = table[job].weight_columns;
+    let out = ahead(table[job].node, index / columns * table[job].node_stride + index % columns);
     var value = shared_sum[0];
-    if p.accumulate != 0u {
+    if has(table[job].flags, ACCUMULATE) {
         value += load1(out);
     }
     store1(out, value);

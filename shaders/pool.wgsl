@@ -1,4 +1,5 @@
-// Max and average pooling, with the moments of both, and their gradient: kernels/pool.cu in WGSL, function by function.
+// Max and average pooling, with the moments of both, their gradient, and folds: kernels/pool.cu in WGSL, function by
+// function.
 
 struct PoolJob {
     first_block: u32,
@@ -19,11 +20,16 @@ struct PoolJob {
     x_stride: u32,
     max_stride: u32,
     average_stride: u32,
+    chunks: u32,
+    unused: u32,
     x: Spot,
     max: Spot,
     average: Spot,
     max_partial: Spot,
     average_partial: Spot,
+    partial: Spot,
+    mean: Spot,
+    variance: Spot,
 }
 
 struct PoolTerm {
@@ -47,12 +53,22 @@ struct PoolTerm {
     y_stride: u32,
     g_stride: u32,
     coef_stride: u32,
+    chunks: u32,
+    eps: f32,
+    unused_0: u32,
+    unused_1: u32,
     x: Spot,
     dx: Spot,
     y: Spot,
     g: Spot,
     coef: Spot,
     mask: Spot,
+    mean: Spot,
+    variance: Spot,
+    gamma: Spot,
+    partial: Spot,
+    dgamma: Spot,
+    dbeta: Spot,
 }
 
 const MAX: u32 = 1;
@@ -63,10 +79,14 @@ const AVERAGE_ADD: u32 = 16;
 const COEF: u32 = 32;
 const MASK: u32 = 64;
 const ACCUMULATE: u32 = 128;
+const FOLD: u32 = 256;
+const AFFINE: u32 = 512;
+const DGAMMA_ADD: u32 = 1024;
+const DBETA_ADD: u32 = 2048;
 
 // Records of full tables.
-const JOBS: u32 = 146;
-const TERMS: u32 = 128;
+const JOBS: u32 = 113;
+const TERMS: u32 = 85;
 
 @group(0) @binding(0) var<uniform> p: JobsParams;
 @group(0) @binding(1) var<uniform> table: array<PoolJob, JOBS>;
@@ -115,6 +135,25 @@ fn job_of(block: u32) -> u32 {
     return low;
 }
 
+// Merges moments of chunks to mean and variance.
+fn fold_moments(i: u32, block: u32, thread: u32) {
+    let channels = table[i].channels;
+    let lane = lane_of(thread, channels, table[i].lanes, block - table[i].first_block);
+    let stride = moments_stride(channels);
+    var own = none();
+    for (var chunk = lane.row; lane.used && chunk < table[i].chunks; chunk += lane.rows) {
+        let partial = ahead(table[i].partial, chunk * stride);
+        let mean = ahead(partial, lane.channel);
+        let count = load1(ahead(partial, 2u * padded(channels)));
+        own = merge(own, Moments(count, load4(mean, 4u), load4(ahead(mean, padded(channels)), 4u)));
+    }
+    own = merge_rows(own, thread, table[i].lanes);
+    if lane.row == 0u && lane.used {
+        store4(ahead(table[i].mean, lane.channel), own.mean, lane.valid);
+        store4(ahead(table[i].variance, lane.channel), (1.0 / own.count) * own.m2, lane.valid);
+    }
+}
+
 @compute @workgroup_size(BLOCK)
 fn pool_forward(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -125,7 +164,12 @@ fn pool_forward(
     if block >= p.blocks {
         return;
     }
-    let j = table[job_of(block)];
+    let i = job_of(block);
+    if has(table[i].flags, FOLD) {
+        fold_moments(i, block, thread);
+        return;
+    }
+    let j = table[i];
     let chunk = (block - j.first_block) / j.groups;
     let lane = lane_of(thread, j.channels, j.lanes, (block - j.first_block) % j.groups);
     let map = ahead(j.x, lane.channel);
@@ -254,6 +298,67 @@ fn first_term_of(block: u32) -> u32 {
     return low;
 }
 
+// Sums of two quads over rows: of g, and of g times something.
+struct Sums {
+    s1: Quad,
+    s2: Quad,
+}
+
+var<workgroup> shared_s1: array<Quad, BLOCK>;
+var<workgroup> shared_s2: array<Quad, BLOCK>;
+
+// Adds the sums of all threads that own the same channels; row 0 gets the result.
+fn add_rows(sums: Sums, t: u32, lanes: u32) -> Sums {
+    var own = sums;
+    for (var width = BLOCK / lanes; width > 1u;) {
+        shared_s1[t] = own.s1;
+        shared_s2[t] = own.s2;
+        workgroupBarrier();
+        let half = (width + 1u) / 2u;
+        if t / lanes + half < width {
+            own.s1 += shared_s1[t + half * lanes];
+            own.s2 += shared_s2[t + half * lanes];
+        }
+        width = half;
+        workgroupBarrier();
+    }
+    return own;
+}
+
+// Coefficients a, b, d with dL/dx = a g + b x + d, and gradients of gamma and beta, from sums of g and of g (x - mean).
+fn fold_coefficients(i: u32, block: u32, thread: u32) {
+    let channels = terms[i].channels;
+    let flags = terms[i].flags;
+    let lane = lane_of(thread, channels, terms[i].lanes, block - terms[i].first_block);
+    var own = Sums(quad(0.0), quad(0.0));
+    for (var chunk = lane.row; lane.used && chunk < terms[i].chunks; chunk += lane.rows) {
+        let partial = ahead(terms[i].partial, 2u * chunk * padded(channels) + lane.channel);
+        own.s1 += load4(partial, 4u);
+        own.s2 += load4(ahead(partial, padded(channels)), 4u);
+    }
+    own = add_rows(own, thread, terms[i].lanes);
+    if lane.row > 0u || !lane.used {
+        return;
+    }
+
+    let inv = inverse_deviation(load4(ahead(terms[i].variance, lane.channel), lane.valid), terms[i].eps);
+    let share = 1.0 / f32(terms[i].rows);
+    own.s2 *= inv;
+    var a = inv;
+    if has(flags, AFFINE) {
+        a = load4(ahead(terms[i].gamma, lane.channel), lane.valid) * inv;
+        put4(ahead(terms[i].dgamma, lane.channel), own.s2, lane.valid, has(flags, DGAMMA_ADD));
+        put4(ahead(terms[i].dbeta, lane.channel), own.s1, lane.valid, has(flags, DBETA_ADD));
+    }
+    let b = -share * (a * inv * own.s2);
+    let d = -share * (a * own.s1) - b * load4(ahead(terms[i].mean, lane.channel), lane.valid);
+    let coef = ahead(terms[i].coef, lane.channel);
+    let add = has(flags, ACCUMULATE);
+    put4(coef, a, lane.valid, add);
+    put4(ahead(coef, terms[i].coef_stride), b, lane.valid, add);
+    put4(ahead(coef, 2u * terms[i].coef_stride), d, lane.valid, add);
+}
+
 // A thread gathers the gradient of a quad of one pixel: of the windows that it wins, the shares of those that hold it, and
 // what comes to the pixel directly.
 @compute @workgroup_size(BLOCK)
@@ -267,6 +372,10 @@ fn pool_backward(
         return;
     }
     let index = first_term_of(block);
+    if has(terms[index].flags, FOLD) {
+        fold_coefficients(index, block, thread);
+        return;
+    }
     let j = terms[index];
     let lane = lane_of(thread, j.channels, j.lanes, (block - j.first_block) % j.groups);
     let row = (block - j.first_block) / j.groups * lane.rows + lane.row;
@@ -319,19 +428,20 @@ fn pool_backward(
                 let out = (image * j.y_height + v) * j.y_width + u;
                 let won = (wins & Wins(bit)) != Wins(0u);
                 bit <<= 1u;
-                var share = select(quad(0.0), quad(1.0), won);
                 if most && !any(won) {
                     continue;
-                }
-                if average {
-                    let width = window_of(u, j.kernel, j.stride, j.pad, j.x_width);
-                    share = quad(1.0 / f32((height.end - height.first) * (width.end - width.first)));
                 }
                 var dy = a * load4(ahead(g, out * t.g_stride), lane.valid) + d;
                 if affine {
                     dy += b * load4(ahead(map, out * t.y_stride), lane.valid);
                 }
-                dx += share * dy;
+                if most {
+                    dy = select(quad(0.0), dy, won);
+                } else {
+                    let width = window_of(u, j.kernel, j.stride, j.pad, j.x_width);
+                    dy = (1.0 / f32((height.end - height.first) * (width.end - width.first))) * dy;
+                }
+                dx += dy;
             }
         }
     }

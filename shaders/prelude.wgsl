@@ -118,7 +118,7 @@ fn merge_rows(moments: Moments, t: u32, lanes: u32) -> Moments {
     return own;
 }
 
-// A chunk's moments in scratch: a row of means, a row of M2, the count (FoldMoments in src/ops/launch/fold.rs).
+// A chunk's moments in scratch: a row of means, a row of M2, the count (src/ops/launch/fold.rs).
 fn moments_stride(channels: u32) -> u32 {
     return 2u * padded(channels) + 4u;
 }

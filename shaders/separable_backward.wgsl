@@ -1,5 +1,4 @@
-// Gradients of separable convolutions: kernels/separable_backward.cu in WGSL, function by function. Both tables are
-// uniforms of the same binding; an entry point uses one of them.
+// Gradients of separable convolutions: kernels/separable_backward.cu in WGSL, function by function.
 
 struct SeparableGradient {
     first_block: u32,
@@ -52,29 +51,6 @@ struct SeparableGradient {
     unused_spot: Spot,
 }
 
-struct SeparableFold {
-    first_block: u32,
-    blocks: u32,
-    flags: u32,
-    channels: u32,
-    lanes: u32,
-    chunks: u32,
-    rows: u32,
-    coef_stride: u32,
-    eps: f32,
-    unused_0: u32,
-    unused_1: u32,
-    unused_2: u32,
-    mean: Spot,
-    variance: Spot,
-    gamma: Spot,
-    partial: Spot,
-    coef: Spot,
-    dgamma: Spot,
-    dbeta: Spot,
-    unused_3: Spot,
-}
-
 const NORM: u32 = 1;
 const AFFINE: u32 = 2;
 const COEF: u32 = 4;
@@ -82,21 +58,17 @@ const MASK: u32 = 8;
 const STORE: u32 = 16;
 const ADD: u32 = 32;
 const SUMS: u32 = 64;
-const DGAMMA_ADD: u32 = 128;
-const DBETA_ADD: u32 = 256;
 
 // Kinds of jobs of separable_backward_gradients.
 const POINTWISE: u32 = 0;
 const TAPS: u32 = 1;
 const INPUT: u32 = 2;
 
-// Records of full tables.
+// Records of a full table.
 const JOBS: u32 = 64;
-const FOLDS: u32 = 146;
 
 @group(0) @binding(0) var<uniform> p: JobsParams;
 @group(0) @binding(1) var<uniform> table: array<SeparableGradient, JOBS>;
-@group(0) @binding(1) var<uniform> folds: array<SeparableFold, FOLDS>;
 
 // Pixels of a tile, and how many of them a thread multiplies at most.
 const PIXELS: u32 = 64;
@@ -515,62 +487,4 @@ fn separable_backward_gradients(
     if table[j].kind == INPUT {
         input_gradient(j, index, t);
     }
-}
-
-fn fold_of(block: u32) -> u32 {
-    var low = 0u;
-    for (var high = p.jobs; high - low > 1u;) {
-        let middle = (low + high) / 2u;
-        if folds[middle].first_block <= block {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
-// Coefficients a, b, d with dL/dx = a g + b x + d, and gradients of gamma and beta.
-@compute @workgroup_size(BLOCK)
-fn separable_backward_fold(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
-) {
-    let block = block_index(workgroup, grid);
-    if block >= p.blocks {
-        return;
-    }
-    let j = fold_of(block);
-    let channels = folds[j].channels;
-    let flags = folds[j].flags;
-    let lane = lane_of(t, channels, folds[j].lanes, block - folds[j].first_block);
-
-    var own = Sums(quad(0.0), quad(0.0));
-    for (var chunk = lane.row; lane.used && chunk < folds[j].chunks; chunk += lane.rows) {
-        let partial = ahead(folds[j].partial, 2u * chunk * padded(channels) + lane.channel);
-        own.s1 += load4(partial, 4u);
-        own.s2 += load4(ahead(partial, padded(channels)), 4u);
-    }
-    own = add_rows(own, t, folds[j].lanes);
-    if lane.row > 0u || !lane.used {
-        return;
-    }
-
-    let inv = inverse_deviation(load4(ahead(folds[j].variance, lane.channel), lane.valid), folds[j].eps);
-    let share = 1.0 / f32(folds[j].rows);
-    own.s2 *= inv;
-    var a = inv;
-    if (flags & AFFINE) != 0u {
-        a = load4(ahead(folds[j].gamma, lane.channel), lane.valid) * inv;
-        put4(ahead(folds[j].dgamma, lane.channel), own.s2, lane.valid, (flags & DGAMMA_ADD) != 0u);
-        put4(ahead(folds[j].dbeta, lane.channel), own.s1, lane.valid, (flags & DBETA_ADD) != 0u);
-    }
-    let b = -share * (a * inv * own.s2);
-    let d = -share * (a * own.s1) - b * load4(ahead(folds[j].mean, lane.channel), lane.valid);
-    let coef = ahead(folds[j].coef, lane.channel);
-    let add = (flags & ADD) != 0u;
-    put4(coef, a, lane.valid, add);
-    put4(ahead(coef, folds[j].coef_stride), b, lane.valid, add);
-    put4(ahead(coef, 2u * folds[j].coef_stride), d, lane.valid, add);
 }

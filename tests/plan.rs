@@ -48,9 +48,10 @@ fn check_plan(program: &Program, results: &[Tensor]) -> usize {
             (start, start + len, first, last, graph.info(base).name.clone())
         })
         .collect();
-    let scratch = plan.scratch.iter().enumerate().filter(|(_, s)| s.1 > 0);
+    let scratch =
+        plan.scratch.iter().enumerate().flat_map(|(step, pieces)| pieces.iter().map(move |&piece| (step, piece)));
     blocks
-        .extend(scratch.map(|(step, &(start, extent))| (start, start + extent, step, step, format!("scratch {step}"))));
+        .extend(scratch.map(|(step, (start, extent))| (start, start + extent, step, step, format!("scratch {step}"))));
     for (i, a) in blocks.iter().enumerate() {
         assert!(a.1 <= plan.arena, "{} ends at {} of {}", a.4, a.1, plan.arena);
         for b in &blocks[..i] {

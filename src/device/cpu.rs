@@ -124,7 +124,7 @@ impl Cpu {
 
     fn kernels(&self, program: &Program) -> Vec<Box<dyn Kernel>> {
         let one = |(step, node): (usize, &Node)| {
-            let (start, extent) = program.plan.scratch[step];
+            let (start, extent) = program.plan.scratch[step].first().copied().unwrap_or((0, 0));
             lower(Launch {
                 op: &node.op,
                 inputs: node.inputs.iter().map(|&t| self.resolve(program, t)).collect(),

@@ -28,8 +28,8 @@ pub struct Plan {
     pub offsets: Vec<Option<usize>>,
     /// Elements of the arena.
     pub arena: usize,
-    /// First element and extent of each op's private scratch in the arena.
-    pub scratch: Vec<(usize, usize)>,
+    /// First element and extent of each piece of each op's private scratch in the arena.
+    pub scratch: Vec<Vec<(usize, usize)>>,
 }
 
 impl Program {
@@ -49,9 +49,9 @@ impl Program {
         graph.nodes.retain(|_| *keep.next().expect("one flag a node"));
         let scratch = |node: &Node| {
             let (inputs, outputs) = node.shapes(&graph);
-            node.op.scratch(&inputs, &outputs)
+            Piece::one(node.op.scratch(&inputs, &outputs))
         };
-        let plan = Plan::new(&graph, results, Rules { page: usize::MAX, linger: 0 }, scratch);
+        let plan = Plan::new(&graph, results, Rules { page: usize::MAX, linger: 0, keep: 0 }, scratch);
         Self { name: name.into(), graph, results: results.to_vec(), plan }
     }
 
@@ -97,6 +97,22 @@ impl Node {
     }
 }
 
+/// A piece of an op's scratch.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Elements.
+    pub len: usize,
+    /// Rests longer than others: what is left there is used late.
+    pub kept: bool,
+}
+
+impl Piece {
+    /// One piece, or none if it is empty.
+    pub(crate) fn one(len: usize) -> Vec<Self> {
+        if len > 0 { vec![Self { len, kept: false }] } else { Vec::new() }
+    }
+}
+
 /// What a device asks of a plan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
@@ -105,6 +121,8 @@ pub(crate) struct Rules {
     /// Ops for which memory rests after its last use before it is given to others: ops that share no memory can share
     /// launches.
     pub linger: usize,
+    /// The same for pieces of scratch that are kept.
+    pub keep: usize,
 }
 
 struct Block {
@@ -116,8 +134,13 @@ struct Block {
 
 impl Plan {
     /// Places all tensors and each op's scratch.
-    pub(crate) fn new(graph: &Graph, results: &[Tensor], rules: Rules, scratch_of: impl Fn(&Node) -> usize) -> Self {
-        let Rules { page, linger } = rules;
+    pub(crate) fn new(
+        graph: &Graph,
+        results: &[Tensor],
+        rules: Rules,
+        scratch_of: impl Fn(&Node) -> Vec<Piece>,
+    ) -> Self {
+        let Rules { page, linger, keep } = rules;
         let count = graph.infos.len();
         let mut first = vec![usize::MAX; count];
         let mut last = vec![0; count];
@@ -135,21 +158,22 @@ impl Plan {
         // Largest first into the lowest gap that is free for the whole lifetime.
         let mut order: Vec<(usize, usize, usize, usize)> = (0..count)
             .filter(|&t| first[t] != usize::MAX && graph.infos[t].root == Root::Arena)
-            .map(|t| (graph.infos[t].shape.len().next_multiple_of(ALIGNMENT), first[t], last[t], t))
+            .map(|t| (graph.infos[t].shape.len().next_multiple_of(ALIGNMENT), first[t], last[t] + linger, t))
             .collect();
+        let mut scratch: Vec<Vec<(usize, usize)>> = vec![Vec::new(); end];
+        // Op and index of each piece, counted behind the tensors.
+        let mut pieces = Vec::new();
         for (step, node) in graph.nodes.iter().enumerate() {
-            let extent = scratch_of(node);
-            if extent > 0 {
-                order.push((extent.next_multiple_of(ALIGNMENT), step, step, count + step));
+            for Piece { len, kept } in scratch_of(node) {
+                let last = step + if kept { keep } else { linger };
+                order.push((len.next_multiple_of(ALIGNMENT), step, last, count + pieces.len()));
+                pieces.push((step, scratch[step].len()));
+                scratch[step].push((0, 0));
             }
-        }
-        for (_, _, last, _) in &mut order {
-            *last += linger;
         }
         order.sort_unstable_by_key(|&(extent, first, _, t)| (std::cmp::Reverse(extent), first, t));
         let mut placed: Vec<Block> = Vec::with_capacity(order.len());
         let mut offsets = vec![None; count];
-        let mut scratch = vec![(0, 0); end];
         let mut arena = 0;
         for (extent, first, last, tensor) in order {
             let within_page =
@@ -168,7 +192,8 @@ impl Plan {
             if tensor < count {
                 offsets[tensor] = Some(at);
             } else {
-                scratch[tensor - count] = (at, extent);
+                let (step, piece) = pieces[tensor - count];
+                scratch[step][piece] = (at, extent);
             }
         }
         Self { offsets, arena, scratch }

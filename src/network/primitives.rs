@@ -134,7 +134,6 @@ impl EdgeOp {
 /// Records all operations that leave state `x` with one stride; returns the map of each, None for `none`.
 pub fn record(pass: &mut Pass<'_>, x: Tensor, stride: usize, ops: &[&EdgeOp]) -> Result<Vec<Option<Normalised>>> {
     let mut maps = vec![None; ops.len()];
-    record_pools(pass, x, stride, ops, &mut maps)?;
     record_reduces(pass, x, ops, &mut maps)?;
     for (op, map) in ops.iter().zip(&mut maps) {
         if op.primitive == Primitive::SkipConnect && op.reduce.is_none() {
@@ -169,6 +168,8 @@ pub fn record(pass: &mut Pass<'_>, x: Tensor, stride: usize, ops: &[&EdgeOp]) ->
             maps[i] = Some(pass.normalised(y, norm.running, norm.affine)?);
         }
     }
+    // Last, so that their gradient is the first to reach the state: on GPUs it keeps those of the convolutions company.
+    record_pools(pass, x, stride, ops, &mut maps)?;
     Ok(maps)
 }
 

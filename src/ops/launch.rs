@@ -45,6 +45,7 @@ use std::ops::Range;
 
 use super::Op;
 use crate::graph::Shape;
+use crate::graph::plan::Piece;
 
 /// Threads of a block; `workgroup_size` of a shader.
 pub const BLOCK: u32 = 256;
@@ -86,13 +87,18 @@ impl Place {
         [self.offset, self.row_stride, self.shape.c as u32].iter().all(|n| n % 4 == 0)
     }
 
-    fn extent(self) -> Range<u32> {
+    /// Whether a vector starts at a multiple of 16 bytes and no group of four channels is cut.
+    fn packed(self) -> bool {
+        self.offset.is_multiple_of(4) && self.shape.len().is_multiple_of(4)
+    }
+
+    pub(crate) fn extent(self) -> Range<u32> {
         let rows = self.shape.rows() as u32;
         self.offset..self.offset + rows.saturating_sub(1) * self.row_stride + self.shape.c as u32
     }
 
     /// Whether both have an element in common. Slices of channels of one map lie between each other without.
-    fn overlaps(self, other: Self) -> bool {
+    pub(crate) fn overlaps(self, other: Self) -> bool {
         let (a, b) = (self.extent(), other.extent());
         if self.page != other.page || a.start >= b.end || b.start >= a.end {
             return false;
@@ -109,6 +115,12 @@ impl Place {
     }
 }
 
+/// `elements` elements of `scratch`, from `start` on.
+fn stretch(scratch: Place, start: usize, elements: usize) -> Place {
+    let offset = scratch.offset + start as u32;
+    Place { offset, row_stride: elements as u32, shape: Shape::vector(elements), ..scratch }
+}
+
 /// The tensors of one op, placed.
 #[derive(Clone, Copy, Debug)]
 pub struct Places<'a> {
@@ -120,6 +132,8 @@ pub struct Places<'a> {
     pub accumulate: &'a [bool],
     /// The op's private memory, [`Lower::scratch`] elements from `offset` on, `offset` a multiple of 4.
     pub scratch: Place,
+    /// All of [`Lower::pieces`], each at a multiple of 4; the first one is `scratch`.
+    pub pieces: &'a [Place],
 }
 
 /// A tensor as a record names it: page (index into [`Launch::pages`]) and first element. `uint2` in CUDA, `vec2<u32>`
@@ -173,6 +187,10 @@ pub struct Launch {
     pub block: u32,
     /// Fields of the table's records, if the launch is made of jobs ([`jobs`]) and others can join it.
     pub jobs: Option<&'static [(&'static str, &'static str)]>,
+    /// What a launch of jobs reads; none for others.
+    pub reads: Vec<Place>,
+    /// What a launch of jobs writes; none for others, of which only the op is known.
+    pub writes: Vec<Place>,
 }
 
 /// An op that runs on GPUs.
@@ -180,6 +198,11 @@ pub trait Lower {
     /// Elements of private memory that the launches need, a function of the shapes only.
     fn scratch(&self, _inputs: &[Shape], _outputs: &[Shape]) -> usize {
         0
+    }
+
+    /// The same memory in pieces, each within one page, for ops that need more than a page may hold.
+    fn pieces(&self, inputs: &[Shape], outputs: &[Shape]) -> Vec<Piece> {
+        Piece::one(self.scratch(inputs, outputs))
     }
 
     /// The launches, to be run in order.
@@ -315,6 +338,8 @@ impl Slots {
             grid: grid(blocks),
             block: BLOCK,
             jobs: None,
+            reads: Vec::new(),
+            writes: Vec::new(),
         }
     }
 

@@ -33,7 +33,7 @@ struct Call {
 const ORDERS: [u32; 3] = [0, 1, 2];
 
 /// Kernels compiled for the CPU. Shared memory is static memory of a library: one launch at a time.
-struct CudaCpu {
+pub(super) struct CudaCpu {
     libraries: HashMap<(&'static str, bool), Library>,
     order: u32,
 }
@@ -64,7 +64,7 @@ fn compile(folder: &Path, source: &Source, text: &str, wide: bool) -> PathBuf {
 
 impl CudaCpu {
     /// Compiles sources, narrow or wide, `edit` applied to each; a folder named after `purpose` holds them meanwhile.
-    fn new(purpose: &str, variants: &[(Source, bool)], edit: impl Fn(&str) -> String + Sync) -> Self {
+    pub(super) fn new(purpose: &str, variants: &[(Source, bool)], edit: impl Fn(&str) -> String + Sync) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda_cpu_{purpose}_{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("the folder for temporary files is writable");
         std::fs::write(folder.join(COMMON_NAME), edit(COMMON)).expect("the folder for temporary files is writable");
@@ -148,14 +148,16 @@ fn cuda_kernels_agree_with_the_reference() {
 fn broken_cuda_kernels_are_noticed() {
     let cases = cases::all();
     let broken = |stem: &str, from: &str, to: &str| {
-        let mut machine =
-            CudaCpu::new("broken", &[(source(stem), false), (source("fold"), false)], |text| text.replace(from, to));
+        let mut stems = vec![stem, "fold", "pool"];
+        stems.dedup();
+        let variants: Vec<_> = stems.iter().map(|stem| (source(stem), false)).collect();
+        let mut machine = CudaCpu::new("broken", &variants, |text| text.replace(from, to));
         cases.iter().flat_map(|case| ORDERS.map(|order| (case, order))).any(|(case, order)| {
             let placed = Placed::new(case, Spread::One);
             let launches = narrow(&placed.launches());
             let mut pages = placed.pages();
             machine.order = order;
-            launches.iter().all(|l| [stem, "fold"].contains(&l.source))
+            launches.iter().all(|l| stems.contains(&l.source))
                 && machine.run(&launches, &mut pages).and_then(|()| placed.compare(&pages)).is_err()
         })
     };

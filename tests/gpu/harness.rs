@@ -2,7 +2,7 @@
 //! and compares every element of every page with the reference in f64.
 
 use supernet::device::reference::Reference;
-use supernet::graph::{Graph, Program, Root, State, StoreLayout, Tensor};
+use supernet::graph::{Graph, Program, Root, Shape, State, StoreLayout, Tensor};
 use supernet::ops::launch::{Launch, Place, Places};
 
 /// Largest error, relative in norm.
@@ -17,10 +17,12 @@ pub trait Machine {
 }
 
 /// Memory of the device, aligned to 16 bytes.
+#[derive(Clone)]
 pub struct Page(Vec<u128>);
 
 impl Page {
-    fn new(elements: usize) -> Self {
+    /// So many elements of NaN.
+    pub fn new(elements: usize) -> Self {
         let mut page = Self(vec![0; elements.div_ceil(4)]);
         page.values_mut().fill(f32::NAN);
         page
@@ -59,7 +61,8 @@ pub struct Placed<'a> {
     expected: Vec<Vec<f64>>,
     /// Page and first element of each state.
     at: Vec<(usize, usize)>,
-    scratch: (usize, usize),
+    /// Page, first element and elements of each piece of scratch, in the order in which ops ask for them.
+    scratch: Vec<(usize, usize, usize)>,
     sizes: Vec<usize>,
 }
 
@@ -79,9 +82,13 @@ impl<'a> Placed<'a> {
         let scratch = program.nodes().iter().map(|node| {
             let inputs: Vec<_> = node.inputs.iter().map(|&t| program.graph().shape(t)).collect();
             let outputs: Vec<_> = node.outputs.iter().map(|o| program.graph().shape(o.tensor)).collect();
-            node.op.lower().expect("every op of a case runs on GPUs").scratch(&inputs, &outputs)
+            node.op.lower().expect("every op of a case runs on GPUs").pieces(&inputs, &outputs)
         });
-        let scratch = scratch.max().unwrap_or(0);
+        let mut pieces: Vec<usize> = Vec::new();
+        for own in scratch {
+            pieces.resize(pieces.len().max(own.len()), 0);
+            pieces.iter_mut().zip(own).for_each(|(most, piece)| *most = piece.len.max(*most));
+        }
         let mut sizes: Vec<usize> = Vec::new();
         let mut place = |elements: usize| {
             if sizes.is_empty() || spread == Spread::Each {
@@ -93,7 +100,11 @@ impl<'a> Placed<'a> {
             (page, offset)
         };
         let at = case.values.iter().map(|values| place(values.len())).collect();
-        let scratch = place(scratch);
+        let mut piece = |elements| {
+            let (page, offset) = place(elements);
+            (page, offset, elements)
+        };
+        let scratch = pieces.into_iter().map(&mut piece).collect();
         Self { case, program, expected, at, scratch, sizes }
     }
 
@@ -111,9 +122,16 @@ impl<'a> Placed<'a> {
             let inputs: Vec<_> = node.inputs.iter().map(|&t| self.place(t)).collect();
             let outputs: Vec<_> = node.outputs.iter().map(|o| self.place(o.tensor)).collect();
             let accumulate: Vec<_> = node.outputs.iter().map(|o| o.accumulate).collect();
-            let (page, offset) = self.scratch;
-            let scratch = Place { page: page as u32, offset: offset as u32, ..Place::default() };
-            let places = Places { inputs: &inputs, outputs: &outputs, accumulate: &accumulate, scratch };
+            let piece = |&(page, offset, elements): &(usize, usize, usize)| Place {
+                page: page as u32,
+                offset: offset as u32,
+                row_stride: elements as u32,
+                shape: Shape::vector(elements),
+            };
+            let pieces: Vec<Place> = self.scratch.iter().map(piece).collect();
+            let scratch = pieces.first().copied().unwrap_or_default();
+            let places =
+                Places { inputs: &inputs, outputs: &outputs, accumulate: &accumulate, scratch, pieces: &pieces };
             node.op.lower().expect("every op of a case runs on GPUs").launches(&places)
         };
         self.program.nodes().iter().flat_map(lower).collect()
@@ -159,9 +177,9 @@ impl<'a> Placed<'a> {
         for ((page, start), length) in taken {
             free[page][start..start + length].fill(false);
         }
-        let (page, start) = self.scratch;
-        let scratch_end = self.sizes[page] - GAP;
-        free[page][start..scratch_end].fill(false);
+        for &(page, start, elements) in &self.scratch {
+            free[page][start..start + elements].fill(false);
+        }
         for (index, (page, free)) in pages.iter().zip(&free).enumerate() {
             let touched = page.values().iter().zip(free).position(|(value, &free)| free && !value.is_nan());
             if let Some(element) = touched {

@@ -21,6 +21,8 @@ mod elementwise_cases;
 mod folded_cases;
 mod harness;
 mod loss_cases;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod merged;
 mod nvrtc;
 mod optimiser_cases;
 mod pool_cases;

@@ -7,17 +7,17 @@ use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams}
 use supernet::ops::launch::dense::{self, DenseInput, DenseJob, DenseWeight};
 use supernet::ops::launch::elementary::ElementaryParams;
 use supernet::ops::launch::elementwise::{AffineTerm, ElementwiseParams, LinearSource};
-use supernet::ops::launch::fold::{FoldMoments, FoldSums};
+use supernet::ops::launch::fold::FoldSums;
 use supernet::ops::launch::folded::FoldedParams;
 use supernet::ops::launch::global_pool::GlobalPoolParams;
 use supernet::ops::launch::loss::{AccumulateParams, LossParams};
-use supernet::ops::launch::mixture::{FLAGS, MixtureParams, MixtureSource};
+use supernet::ops::launch::mixture::{FLAGS, MixtureSource};
 use supernet::ops::launch::norm::StatisticsJob;
 use supernet::ops::launch::optimiser::{AdamParams, NormParams, RunningParams, RunningStretch, SgdParams};
 use supernet::ops::launch::pool::{self, PoolJob, PoolTerm};
 use supernet::ops::launch::second_order::{HessianParams, PerturbParams, UnrollParams};
 use supernet::ops::launch::separable::{self, SeparableJob};
-use supernet::ops::launch::separable_records::{self, SeparableFold, SeparableGradient};
+use supernet::ops::launch::separable_records::{self, SeparableGradient};
 use supernet::ops::launch::softmax::SoftmaxParams;
 use supernet::ops::launch::transport::{TransportParams, TransportProblem};
 use supernet::ops::launch::{
@@ -75,20 +75,17 @@ fn records_have_the_same_fields_in_all_three_languages() {
         }
     }
     compare::<StatisticsJob>(source("statistics"));
-    compare::<FoldMoments>(source("fold"));
     compare::<FoldSums>(source("fold"));
     compare::<AugmentParams>(source("augment"));
     compare::<AugmentQuad>(source("augment"));
     compare::<DropMaskParams>(source("augment"));
     compare::<FoldedParams>(source("folded"));
     compare::<ElementaryParams>(source("elementary"));
-    compare::<MixtureParams>(source("mixture"));
     compare::<MixtureSource>(source("mixture"));
     compare::<TransportParams>(source("transport"));
     compare::<TransportProblem>(source("transport"));
     compare::<SeparableJob>(source("separable"));
     compare::<SeparableGradient>(source("separable_backward"));
-    compare::<SeparableFold>(source("separable_backward"));
     for (stem, flags) in [("separable", separable::FLAGS), ("separable_backward", separable_records::FLAGS)] {
         for (name, value) in flags {
             let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));

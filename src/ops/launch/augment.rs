@@ -166,6 +166,8 @@ impl Lower for Augment {
             grid: grid(blocks),
             block: BLOCK,
             jobs: None,
+            reads: Vec::new(),
+            writes: Vec::new(),
         }]
     }
 }
@@ -199,6 +201,8 @@ impl Lower for DropMask {
             grid: grid(blocks),
             block: BLOCK,
             jobs: None,
+            reads: Vec::new(),
+            writes: Vec::new(),
         }]
     }
 }

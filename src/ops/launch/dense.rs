@@ -4,7 +4,7 @@
 
 use super::jobs::{self, Job};
 use super::terms::{PlacedTerm, TermSpots, stretches, take};
-use super::{BLOCK, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, fold, record};
+use super::{BLOCK, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, fold, record, stretch};
 use crate::graph::Shape;
 use crate::ops::dense::{Dense, DenseBackward};
 
@@ -90,7 +90,7 @@ record! {
         bias: Spot,
         /// The result.
         y: Spot,
-        /// Moments of each chunk: see [`fold::FoldMoments`].
+        /// Moments of each chunk: see [`fold::moments_len`].
         partial: Spot,
         /// Zero.
         unused_spot: Spot,
@@ -340,14 +340,14 @@ impl Convolution {
 
 /// Launches of convolutions that do not depend on each other. Their moments lie one after another in `scratch`.
 pub(super) fn forward(items: &[Forward], scratch: Place) -> Vec<Launch> {
-    let mut at = scratch.offset;
+    let mut used = 0;
     let mut moments = Vec::new();
     let mut placed = Vec::new();
     for item in items {
-        let partial = Place { offset: at, ..scratch };
+        let partial = stretch(scratch, used, item.convolution.moments_len());
         if let Some((mean, variance)) = item.statistics {
             moments.push(fold::Moments { partial, chunks: item.convolution.tiles(true).1, mean, variance });
-            at += item.convolution.moments_len() as u32;
+            used += item.convolution.moments_len();
         }
         placed.push((item, partial));
     }
@@ -477,19 +477,20 @@ pub(super) fn input(
 
 /// Launches that write gradients of weights. Their sums lie one after another in `scratch`.
 pub(super) fn weights(items: &[Weight], scratch: Place) -> Vec<Launch> {
-    let mut at = scratch.offset;
+    let mut used = 0;
     let (mut sums, mut placed) = (Vec::new(), Vec::new());
     for item in items {
         let (s, bias) = (item.convolution, item.dbias.is_some());
-        let partial = Place { offset: at, ..scratch };
-        at += s.weight_len(bias) as u32;
+        let partial = stretch(scratch, used, s.weight_len(bias));
+        used += s.weight_len(bias);
         placed.push((item, partial));
         let (chunks, chunk_stride) = (s.weight_cover(bias).3, s.weight_chunk(bias));
         if let Some((out, accumulate)) = item.dw {
             sums.push(fold::Sums { partial, chunks, chunk_stride, out, accumulate });
         }
         if let Some((out, accumulate)) = item.dbias {
-            let partial = Place { offset: partial.offset + (s.depth() * s.y.c) as u32, ..partial };
+            let before = s.depth() * s.y.c;
+            let partial = stretch(partial, before, partial.shape.len() - before);
             sums.push(fold::Sums { partial, chunks, chunk_stride, out: out.vector(s.y.c), accumulate });
         }
     }

@@ -3,6 +3,7 @@
 
 use super::{BLOCK, Lanes, Launch, Lower, Place, Places, Slots, Spot, grid, record};
 use crate::graph::Shape;
+use crate::graph::plan::Piece;
 use crate::ops::elementary::{
     BatchNorm, BatchNormBackward, Depthwise, DepthwiseBackward, Relu, ReluBackward, Scale, ScaleBackward,
 };
@@ -112,6 +113,8 @@ impl Operands {
             grid: grid(params.blocks as usize),
             block: BLOCK,
             jobs: None,
+            reads: Vec::new(),
+            writes: Vec::new(),
         }
     }
 
@@ -160,6 +163,10 @@ impl ScaleBackward {
 impl Lower for ScaleBackward {
     fn scratch(&self, inputs: &[Shape], outputs: &[Shape]) -> usize {
         self.weights().scratch(inputs, outputs)
+    }
+
+    fn pieces(&self, inputs: &[Shape], outputs: &[Shape]) -> Vec<Piece> {
+        self.weights().pieces(inputs, outputs)
     }
 
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
@@ -232,6 +239,7 @@ impl Lower for BatchNormBackward {
             outputs: &outputs,
             accumulate: &accumulate,
             scratch: Place { offset: at.scratch.offset + 3 * padded, ..at.scratch },
+            pieces: &[],
         });
         let (y, accumulate) = (at.outputs[0], at.accumulate[0]);
         let operands = Operands { x: Some(x), w: Some(coefficients), g: Some(g), y, accumulate };

@@ -2,32 +2,8 @@
 //! sums of weight gradients. They are made of jobs, so that those of many ops share a launch.
 
 use super::jobs::{self, Job};
+use super::pool::{FOLD, PoolJob};
 use super::{BLOCK, Lanes, Launch, Place, Spot, record};
-
-record! {
-    /// Chunks of moments that become mean and variance.
-    FoldMoments {
-        /// See [`jobs`].
-        first_block: u32,
-        /// See [`jobs`].
-        blocks: u32,
-        /// Channels of the map.
-        channels: u32,
-        /// See [`Lanes`].
-        lanes: u32,
-        /// Chunks.
-        chunks: u32,
-        /// Zero.
-        unused: u32,
-        /// Chunk by chunk: a row of means, a row of M2, of the channels rounded up to quads, then the number of values and
-        /// three elements of nothing.
-        partial: Spot,
-        /// Mean a channel.
-        mean: Spot,
-        /// Biased variance a channel.
-        variance: Spot,
-    }
-}
 
 record! {
     /// Chunks of sums that become one.
@@ -55,7 +31,8 @@ record! {
     }
 }
 
-/// Elements of scratch for the moments of `channels` in `chunks` chunks.
+/// Elements of scratch for the moments of `channels` in `chunks` chunks. Chunk by chunk: a row of means, a row of M2, of the
+/// channels rounded up to quads, then the number of values and three elements of nothing.
 pub(super) fn moments_len(channels: usize, chunks: usize) -> usize {
     chunks * (2 * channels.next_multiple_of(4) + 4)
 }
@@ -72,21 +49,24 @@ pub(super) struct Moments {
     pub variance: Place,
 }
 
-/// Merges moments, all maps of an op in one launch.
+/// Merges moments, all maps of an op in one launch, which pools of other ops may join.
 pub(super) fn moments(items: &[Moments]) -> Vec<Launch> {
-    jobs::launches("fold", "fold_moments", items, |m, slots| {
+    jobs::launches("pool", "pool_forward", items, |m, slots| {
         let channels = m.mean.shape.len();
+        let (mean, variance) = (m.mean.vector(channels), m.variance.vector(channels));
         let Lanes { lanes, groups, .. } = Lanes::new(channels);
-        let record = FoldMoments {
+        let record = PoolJob {
+            flags: FOLD,
             channels: channels as u32,
             lanes: lanes as u32,
+            groups: groups as u32,
             chunks: m.chunks as u32,
             partial: slots.reads(m.partial),
-            mean: slots.writes(m.mean.vector(channels)),
-            variance: slots.writes(m.variance.vector(channels)),
+            mean: slots.writes(mean),
+            variance: slots.writes(variance),
             ..Default::default()
         };
-        Job { records: vec![record], blocks: groups, wide: false }
+        Job { records: vec![record], blocks: groups, wide: mean.packed() && variance.packed() }
     })
 }
 

@@ -136,6 +136,8 @@ impl Lower for Folded {
             grid: grid(params.blocks as usize),
             block: BLOCK,
             jobs: None,
+            reads: Vec::new(),
+            writes: Vec::new(),
         }]
     }
 }

@@ -6,7 +6,7 @@
 //! gradients, say): those behind the first have no blocks, and the first block of whatever comes next. A block finds its
 //! job by bisection: the last record whose first block is not beyond it.
 
-use super::{BLOCK, Launch, PAGES, Record, Slots, TABLE_BYTES, grid, record};
+use super::{BLOCK, Launch, PAGES, Place, Record, Slots, TABLE_BYTES, grid, record};
 
 record! {
     /// Parameters of all kernels that take jobs.
@@ -68,7 +68,7 @@ pub(super) fn launches<T, R: Record>(
         if job.blocks == 0 {
             continue;
         }
-        let one = single(source, kernel, &job, slots.pages);
+        let one = single(source, kernel, &job, slots);
         match done.last_mut() {
             Some(last) if joins(last, &one) => join(last, &one),
             _ => done.push(one),
@@ -77,8 +77,24 @@ pub(super) fn launches<T, R: Record>(
     done
 }
 
+/// Puts items into launches so that no two of one launch write the same place, and those that do keep their order.
+pub(super) fn waves<T>(items: impl IntoIterator<Item = T>, written: impl Fn(&T) -> Vec<Place>) -> Vec<Vec<T>> {
+    let mut waves: Vec<Vec<T>> = Vec::new();
+    for item in items {
+        let places = written(&item);
+        let clashes = |other: &T| written(other).iter().any(|a| places.iter().any(|b| a.overlaps(*b)));
+        let after = waves.iter().rposition(|wave| wave.iter().any(clashes)).map_or(0, |last| last + 1);
+        if after == waves.len() {
+            waves.push(Vec::new());
+        }
+        waves[after].push(item);
+    }
+    waves
+}
+
 /// One job as a launch of its own.
-fn single<R: Record>(source: &'static str, kernel: &'static str, job: &Job<R>, pages: Vec<u32>) -> Launch {
+fn single<R: Record>(source: &'static str, kernel: &'static str, job: &Job<R>, slots: Slots) -> Launch {
+    let Slots { pages, read: reads, written: writes } = slots;
     assert!(R::FIELDS[0] == ("first_block", "u32") && R::FIELDS[1] == ("blocks", "u32"), "{} is no job", R::NAME);
     assert!(pages.len() <= PAGES, "{kernel}: one job spans more than {PAGES} pages");
     assert!(size_of_val(&job.records[..]) <= TABLE_BYTES, "{kernel}: the records of one job exceed a table");
@@ -98,6 +114,8 @@ fn single<R: Record>(source: &'static str, kernel: &'static str, job: &Job<R>, p
         grid: [1; 3],
         block: BLOCK,
         jobs: Some(R::FIELDS),
+        reads,
+        writes,
     };
     count(&mut launch, job.blocks);
     launch
@@ -151,5 +169,7 @@ pub(super) fn join(a: &mut Launch, b: &Launch) {
         }
     }
     a.table.extend_from_slice(bytemuck::cast_slice(&table));
+    a.reads.extend_from_slice(&b.reads);
+    a.writes.extend_from_slice(&b.writes);
     count(a, before + blocks(b));
 }

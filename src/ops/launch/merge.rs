@@ -1,10 +1,11 @@
-//! Fewer launches for a whole program: launches of one kernel whose ops do not depend on each other become one.
+//! Fewer launches for a whole program: launches of one kernel that do not depend on each other become one.
 //!
-//! Ops stand in the order of their recording, and the memory of the arena is reused by that order. A launch may move to
-//! another place among the others as long as it passes no launch that touches what it writes or writes what it touches;
-//! this is judged by memory, not by tensors, so that reuse is safe. First every launch joins the earliest one that it may
-//! join, then every one that is left sinks into the first later one that it may join: folds of statistics wait for those of
-//! the next map, sums of weight gradients for those of other cells.
+//! Ops stand in the order of their recording, and the memory of the arena is reused by that order. Two launches keep their
+//! order if one of them writes what the other one touches; this is judged by memory, not by tensors, so that reuse is safe.
+//! Any order that respects this computes the same values, and the longest chain of launches bounds their number from below.
+//! Launches are therefore put in order by what still depends on them: the one at the head of the longest chain is next, and
+//! takes along all others of its kernel that could run now. Whatever nothing waits for, such as sums of weight gradients,
+//! comes late and in company. The same is done from the end; the shorter outcome counts.
 
 use super::{Launch, Place, jobs};
 
@@ -18,69 +19,149 @@ pub struct Lowered {
     pub writes: Vec<Place>,
 }
 
-struct Slot {
-    launch: Launch,
-    /// Ops whose launches stand here.
-    ops: Vec<usize>,
+/// Which launches must come before which.
+struct Order {
+    before: Vec<Vec<usize>>,
+    after: Vec<Vec<usize>>,
 }
 
-/// Which ops must keep their order, `conflicts[a]` a bit for each later op.
-struct Conflicts(Vec<Vec<bool>>);
-
-impl Conflicts {
+impl Order {
     fn new(ops: &[Lowered]) -> Self {
-        let touches = |a: &[Place], b: &[Place]| a.iter().any(|x| b.iter().any(|y| x.overlaps(*y)));
-        let clash = |a: &Lowered, b: &Lowered| {
-            touches(&a.writes, &b.writes) || touches(&a.writes, &b.reads) || touches(&a.reads, &b.writes)
-        };
-        Self((0..ops.len()).map(|b| (0..=b).map(|a| a == b || clash(&ops[a], &ops[b])).collect()).collect())
+        // Every access to memory, by page and first element.
+        let mut accesses: Vec<(usize, Place, bool)> = Vec::new();
+        let mut count = 0;
+        for op in ops {
+            for launch in &op.launches {
+                let known = !(launch.reads.is_empty() && launch.writes.is_empty());
+                let (reads, writes) = if known { (&launch.reads, &launch.writes) } else { (&op.reads, &op.writes) };
+                accesses.extend(reads.iter().map(|&place| (count, place, false)));
+                accesses.extend(writes.iter().map(|&place| (count, place, true)));
+                count += 1;
+            }
+        }
+        accesses.sort_unstable_by_key(|(_, place, _)| (place.page, place.extent().start));
+        let mut clash = vec![false; count * count];
+        for (index, &(a, place, writes)) in accesses.iter().enumerate() {
+            let end = place.extent().end;
+            let near =
+                accesses[index + 1..].iter().take_while(|(_, p, _)| p.page == place.page && p.extent().start < end);
+            for &(b, other, also_writes) in near {
+                if a != b && (writes || also_writes) && !clash[a.min(b) * count + a.max(b)] && place.overlaps(other) {
+                    clash[a.min(b) * count + a.max(b)] = true;
+                }
+            }
+        }
+        let after = |a: usize| (a + 1..count).filter(|&b| clash[a * count + b]).collect();
+        let before = |b: usize| (0..b).filter(|&a| clash[a * count + b]).collect();
+        Self { before: (0..count).map(before).collect(), after: (0..count).map(after).collect() }
     }
 
-    fn between(&self, a: usize, b: usize) -> bool {
-        self.0[a.max(b)][a.min(b)]
+    /// The same seen from the end.
+    fn reversed(self) -> Self {
+        Self { before: self.after, after: self.before }
     }
+}
 
-    fn any(&self, a: &[usize], b: &[usize]) -> bool {
-        a.iter().any(|&x| b.iter().any(|&y| self.between(x, y)))
+/// Puts launches into groups to be merged, in order. `longest` are the launches of the longest chain that begins with each.
+fn schedule(launches: &[Launch], order: &Order, longest: &[usize]) -> Vec<Vec<usize>> {
+    let mut missing: Vec<usize> = order.before.iter().map(Vec::len).collect();
+    let mut ready: Vec<usize> = (0..launches.len()).filter(|&i| missing[i] == 0).collect();
+    let mut groups = Vec::new();
+    while !ready.is_empty() {
+        ready.sort_unstable_by_key(|&i| (std::cmp::Reverse(longest[i]), i));
+        let mut whole = launches[ready[0]].clone();
+        let mut group = vec![ready[0]];
+        for &other in &ready[1..] {
+            if jobs::joins(&whole, &launches[other]) {
+                jobs::join(&mut whole, &launches[other]);
+                group.push(other);
+            }
+        }
+        ready.retain(|i| !group.contains(i));
+        for &done in &group {
+            for &next in &order.after[done] {
+                missing[next] -= 1;
+                ready.extend((missing[next] == 0).then_some(next));
+            }
+        }
+        groups.push(group);
     }
+    groups
+}
+
+/// Empties groups whose launches can all stand in others, before or behind.
+fn dissolve(groups: &mut Vec<Vec<usize>>, launches: &[Launch], order: &Order) {
+    let mut at = vec![0; launches.len()];
+    for (index, group) in groups.iter().enumerate() {
+        group.iter().for_each(|&launch| at[launch] = index);
+    }
+    let mut wholes: Vec<Launch> = groups.iter().map(|group| whole(group, launches)).collect();
+    let mut again = true;
+    while std::mem::take(&mut again) {
+        for index in 0..groups.len() {
+            let mut homes: Vec<(usize, Launch)> = Vec::new();
+            let home = |&launch: &usize| {
+                let first = order.before[launch].iter().map(|&other| at[other] + 1).max().unwrap_or(0);
+                let end = order.after[launch].iter().map(|&other| at[other]).min().unwrap_or(groups.len());
+                let fits = |&other: &usize| {
+                    let filled = homes.iter().rev().find(|(home, _)| *home == other).map_or(&wholes[other], |(_, l)| l);
+                    other != index && !groups[other].is_empty() && jobs::joins(filled, &launches[launch])
+                };
+                let other = (first..end).find(fits)?;
+                let filled = homes.iter().rev().find(|(home, _)| *home == other).map_or(&wholes[other], |(_, l)| l);
+                let mut filled = filled.clone();
+                jobs::join(&mut filled, &launches[launch]);
+                homes.push((other, filled));
+                Some(())
+            };
+            if groups[index].is_empty() || groups[index].iter().map(home).any(|found| found.is_none()) {
+                continue;
+            }
+            for (launch, (home, filled)) in std::mem::take(&mut groups[index]).into_iter().zip(homes) {
+                at[launch] = home;
+                groups[home].push(launch);
+                wholes[home] = filled;
+            }
+            again = true;
+        }
+    }
+    groups.retain(|group| !group.is_empty());
+}
+
+/// The launch that all of a group become.
+fn whole(group: &[usize], launches: &[Launch]) -> Launch {
+    let mut launch = launches[group[0]].clone();
+    group[1..].iter().for_each(|&other| jobs::join(&mut launch, &launches[other]));
+    launch
+}
+
+/// Launches of the longest chain that begins with each launch, if `indices` lists each behind all that come after it.
+fn longest(order: &Order, indices: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut longest = vec![0; order.after.len()];
+    for index in indices {
+        longest[index] = 1 + order.after[index].iter().map(|&next| longest[next]).max().unwrap_or(0);
+    }
+    longest
+}
+
+/// Launches in groups to be merged, in an order that keeps `order`.
+fn group(launches: &[Launch], order: Order) -> Vec<Vec<usize>> {
+    let count = launches.len();
+    let mut forward = schedule(launches, &order, &longest(&order, (0..count).rev()));
+    dissolve(&mut forward, launches, &order);
+    let order = order.reversed();
+    let mut backward = schedule(launches, &order, &longest(&order, 0..count));
+    dissolve(&mut backward, launches, &order);
+    backward.reverse();
+    if forward.len() <= backward.len() { forward } else { backward }
 }
 
 /// All launches of a program, in an order that computes the same values.
 pub fn merge(ops: Vec<Lowered>) -> Vec<Launch> {
-    let conflicts = Conflicts::new(&ops);
-    let mut slots: Vec<Slot> = Vec::new();
-    for (op, lowered) in ops.into_iter().enumerate() {
-        for launch in lowered.launches {
-            // Launches of one op conflict with each other, so they stay in order.
-            let after = slots.iter().rposition(|s| conflicts.any(&s.ops, &[op])).map_or(0, |last| last + 1);
-            match slots[after..].iter_mut().find(|s| jobs::joins(&s.launch, &launch)) {
-                Some(slot) => {
-                    jobs::join(&mut slot.launch, &launch);
-                    slot.ops.push(op);
-                }
-                None => slots.push(Slot { launch, ops: vec![op] }),
-            }
-        }
-    }
-    for index in (0..slots.len()).rev() {
-        let mut target = None;
-        for later in index + 1..slots.len() {
-            if conflicts.any(&slots[index].ops, &slots[later].ops) {
-                break;
-            }
-            if jobs::joins(&slots[later].launch, &slots[index].launch) {
-                target = Some(later);
-                break;
-            }
-        }
-        if let Some(later) = target {
-            let slot = slots.remove(index);
-            let into = &mut slots[later - 1];
-            jobs::join(&mut into.launch, &slot.launch);
-            into.ops.extend(slot.ops);
-        }
-    }
-    slots.into_iter().map(|slot| slot.launch).collect()
+    let order = Order::new(&ops);
+    let launches: Vec<Launch> = ops.into_iter().flat_map(|op| op.launches).collect();
+    let groups = group(&launches, order);
+    groups.iter().map(|group| whole(group, &launches)).collect()
 }
 
 #[cfg(test)]
@@ -102,7 +183,7 @@ mod tests {
         let outputs = [place(to.0, to.1, vector), place(to.0, to.1 + map.shape.c as u32, vector)];
         let len = Lower::scratch(&Statistics, &[map.shape], &[vector, vector]);
         let scratch = place(9, scratch, Shape::vector(len));
-        let at = Places { inputs: &[map], outputs: &outputs, accumulate: &[false; 2], scratch };
+        let at = Places { inputs: &[map], outputs: &outputs, accumulate: &[false; 2], scratch, pieces: &[scratch] };
         let writes = outputs.into_iter().chain([scratch]).collect();
         Lowered { launches: Statistics.launches(&at), reads: vec![map], writes }
     }
@@ -118,7 +199,7 @@ mod tests {
         let first = statistics(place(3, 64, MAP), (5, 0), 0);
         let alone = first.launches.clone();
         let merged = merge(vec![first, statistics(place(7, 128, MAP), (5, 64), 100_000)]);
-        assert_eq!(names(&merged), ["statistics_partial", "fold_moments"]);
+        assert_eq!(names(&merged), ["statistics_partial", "pool_forward"]);
         let blocks = |l: &Launch| bytemuck::pod_read_unaligned::<JobsParams>(&l.params).blocks;
         assert_eq!(blocks(&merged[0]), 2 * blocks(&alone[0]));
         let jobs: Vec<StatisticsJob> =
@@ -141,13 +222,39 @@ mod tests {
     #[test]
     fn a_launch_waits_for_a_later_one_of_its_kernel() {
         // The third op depends on the second alone; the first one's fold can wait for that of the second.
-        let narrow = Shape::map(2, 8, 8, 18);
-        let first = statistics(place(3, 0, narrow), (5, 0), 0);
+        let first = statistics(place(3, 2, MAP), (5, 0), 0);
         let second = statistics(place(7, 0, MAP), (6, 0), 100_000);
         let third = statistics(place(6, 0, Shape::map(1, 1, 2, 16)), (5, 64), 200_000);
         let merged = merge(vec![first, second, third]);
-        assert_eq!(names(&merged)[..2], ["statistics_partial", "statistics_partial"]);
-        assert_eq!(merged.iter().filter(|l| l.kernel == "fold_moments").count(), 2);
-        assert_eq!(merged.last().map(|l| l.kernel), Some("fold_moments"));
+        assert_eq!(merged.len(), 5);
+        assert_eq!(merged.iter().filter(|l| l.kernel == "pool_forward").count(), 2);
+        assert_eq!(merged.last().map(|l| l.kernel), Some("pool_forward"));
+    }
+
+    #[test]
+    fn any_program_keeps_the_order_of_what_touches_the_same_memory() {
+        let mut seed = 1u32;
+        let mut draw = |below: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 16) % below
+        };
+        for _ in 0..50 {
+            // Few places, so that everything is read, written and used again; some maps are not aligned.
+            let mut op = || {
+                let map = Place { offset: draw(6) * 512 + 2 * draw(2), ..place(draw(2), 0, Shape::map(1, 4, 8, 16)) };
+                statistics(map, (draw(2), 512 * draw(6)), 4_096 * draw(3))
+            };
+            let ops: Vec<Lowered> = (0..20).map(|_| op()).collect();
+            let order = Order::new(&ops);
+            let launches: Vec<Launch> = ops.into_iter().flat_map(|op| op.launches).collect();
+            let after = order.after.clone();
+            let groups = group(&launches, order);
+            let mut at = vec![None; launches.len()];
+            for (index, group) in groups.iter().enumerate() {
+                group.iter().for_each(|&launch| assert_eq!(at[launch].replace(index), None));
+            }
+            assert!(groups.len() < launches.len() && at.iter().all(Option::is_some));
+            assert!(after.iter().enumerate().all(|(a, after)| after.iter().all(|&b| at[a] < at[b])));
+        }
     }
 }

@@ -2,16 +2,18 @@
 //! the table. Backward: one launch sums `g` and `g y_hat` over chunks of rows for each source, one merges the chunks
 //! and writes coefficients and affine gradients, one sums channels and sources into the weights' gradient.
 
-use super::{BLOCK, Lanes, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, batches, grid, record};
+use super::jobs::{self, Job};
+use super::{Lanes, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, batches, record, stretch};
 use crate::graph::Shape;
+use crate::graph::plan::Piece;
 use crate::ops::mixture::{Mixture, MixtureBackward, Source};
 
 /// Rows that a thread of `mixture_forward` holds in registers.
 pub const ROWS: usize = 4;
 /// Most chunks of rows in the backward reductions.
 const CHUNKS: usize = 64;
-/// Most sources that one launch takes: `TABLE` in the shader.
-pub const TABLE: usize = 64;
+/// Records of a full table: `TABLE` in the shader.
+pub const TABLE: usize = 93;
 
 /// The record's map is normalised.
 pub const NORM: u32 = 1;
@@ -35,6 +37,8 @@ pub const DGAMMA_ADD: u32 = 256;
 pub const DBETA_ADD: u32 = 512;
 /// Shares of the weight's gradient are wanted.
 pub const SHARE: u32 = 1024;
+/// The node, or the weights' gradient, is added to what is there.
+pub const ACCUMULATE: u32 = 2048;
 
 /// The flags by name, as the kernels declare them.
 pub const FLAGS: &[(&str, u32)] = &[
@@ -49,13 +53,21 @@ pub const FLAGS: &[(&str, u32)] = &[
     ("DGAMMA_ADD", DGAMMA_ADD),
     ("DBETA_ADD", DBETA_ADD),
     ("SHARE", SHARE),
+    ("ACCUMULATE", ACCUMULATE),
 ];
 
 record! {
-    /// Parameters of all mixture kernels.
-    MixtureParams {
-        /// Blocks that have work.
+    /// One source of a mixture. In the forward and in the gradient of the weights a job is a list of sources, of which the
+    /// first one also says what is common; otherwise each source is a job.
+    MixtureSource {
+        /// See [`jobs`].
+        first_block: u32,
+        /// See [`jobs`].
         blocks: u32,
+        /// Records of the job, this one included; zero if a node has none.
+        sources: u32,
+        /// What applies and what is wanted.
+        flags: u32,
         /// Rows of the maps.
         rows: u32,
         /// Channels of the maps.
@@ -66,40 +78,28 @@ record! {
         groups: u32,
         /// Rows of one image.
         pixels: u32,
-        /// Records of the table.
-        sources: u32,
-        /// Whether the output (node or weights' gradient) is added to what is there.
-        accumulate: u32,
-        /// The node, or in the backward its gradient.
-        node: Spot,
-        /// Gradient of the weights.
-        dweights: Spot,
-        /// Elements from one pixel of `node` to the next.
-        node_stride: u32,
         /// Chunks of rows.
         chunks: u32,
         /// Rows of a chunk; the last one may have fewer.
         chunk_rows: u32,
-        /// Columns of `dweights`.
-        weight_columns: u32,
-        /// Elements from one row of `dweights` to the next.
-        weight_stride: u32,
-        /// Zero.
-        unused_0: u32,
-        /// Zero.
-        unused_1: Spot,
-    }
-}
-
-record! {
-    /// One source of a mixture.
-    MixtureSource {
-        /// The map.
-        map: Spot,
+        /// Elements from one pixel (or row) of `node` to the next.
+        node_stride: u32,
         /// Elements from one pixel of the map to the next.
         map_stride: u32,
-        /// What applies and what is wanted.
-        flags: u32,
+        /// Elements from one row of the coefficients to the next.
+        coef_stride: u32,
+        /// Index of the weight, in the gradient of the weights.
+        weight_index: u32,
+        /// Columns of the weights' gradient.
+        weight_columns: u32,
+        /// Added to the variance.
+        eps: f32,
+        /// Zero.
+        unused: u32,
+        /// The node; in the backward its gradient, and in the end the gradient of the weights.
+        node: Spot,
+        /// The map.
+        map: Spot,
         /// Mean a channel.
         mean: Spot,
         /// Variance a channel.
@@ -112,27 +112,20 @@ record! {
         weight: Spot,
         /// The row of factors, one an image.
         mask: Spot,
-        /// Added to the variance.
-        eps: f32,
-        /// Index of the weight, in the gradient of the weights.
-        weight_index: u32,
         /// Coefficients a, b, d, a row each.
         coef: Spot,
-        /// Elements from one row of the coefficients to the next.
-        coef_stride: u32,
-        /// Zero.
-        unused: u32,
         /// Gradient of gamma.
         dgamma: Spot,
         /// Gradient of beta.
         dbeta: Spot,
-        /// Sums: a chunk two rows, of the channels rounded up to quads; then one row, each channel's share of the
-        /// weight's gradient.
+        /// Sums: a chunk two rows, of the channels rounded up to quads.
         partial: Spot,
+        /// Each channel's share of the weight's gradient.
+        shares: Spot,
     }
 }
 
-const _: () = assert!(TABLE * size_of::<MixtureSource>() <= TABLE_BYTES);
+const _: () = assert!(TABLE == TABLE_BYTES / size_of::<MixtureSource>());
 
 /// One source with the places of its tensors.
 struct Placed {
@@ -151,14 +144,19 @@ impl Placed {
         let mut next = || inputs.next().expect("recorded with all inputs");
         let weights = sources.iter().any(|s| s.weight.is_some()).then(&mut next);
         let mask = sources.iter().any(|s| s.mask.is_some()).then(&mut next);
-        let place = |offset, table: Place| Place { offset, row_stride: 1, shape: Shape::vector(1), ..table };
+        let part = |table: Place, at: usize, len: usize| Place {
+            offset: table.element(at),
+            row_stride: len as u32,
+            shape: Shape::vector(len),
+            ..table
+        };
         let one = |&source: &Source| {
             let map = next();
             let c = map.shape.c;
             Self {
                 source,
-                weight: source.weight.zip(weights).map(|(index, table)| place(table.element(index), table)),
-                mask: source.mask.zip(mask).map(|(row, table)| place(table.element(row * table.shape.c), table)),
+                weight: source.weight.zip(weights).map(|(index, table)| part(table, index, 1)),
+                mask: source.mask.zip(mask).map(|(row, table)| part(table, row * table.shape.c, table.shape.c)),
                 map,
                 mean_var: source.norm.map(|_| (next().vector(c), next().vector(c))),
                 affine: source.norm.filter(|n| n.affine).map(|_| (next().vector(c), next().vector(c))),
@@ -177,9 +175,9 @@ impl Placed {
         self.map.wide() && self.vectors().all(Place::wide)
     }
 
-    /// A record of those parts of the source that a kernel reads: NORM, AFFINE, WEIGHT, MASK.
-    fn record(&self, parts: u32, slots: &mut Slots) -> MixtureSource {
-        let mut record = MixtureSource::default();
+    /// Adds to a record those parts of the source that a kernel reads: NORM, AFFINE, WEIGHT, MASK.
+    fn record(&self, common: MixtureSource, parts: u32, slots: &mut Slots) -> MixtureSource {
+        let mut record = common;
         let mut part = |flag: u32, there: bool| {
             let flag = if there { parts & flag } else { 0 };
             record.flags |= flag;
@@ -208,16 +206,16 @@ impl Placed {
     }
 
     /// The same for kernels that read the map too.
-    fn record_with_map(&self, parts: u32, slots: &mut Slots) -> MixtureSource {
+    fn record_with_map(&self, common: MixtureSource, parts: u32, slots: &mut Slots) -> MixtureSource {
         let map = slots.reads(self.map);
-        MixtureSource { map, map_stride: self.map.row_stride, ..self.record(parts, slots) }
+        MixtureSource { map, map_stride: self.map.row_stride, ..self.record(common, parts, slots) }
     }
 }
 
-/// Parameters that depend on the maps' shape alone.
-fn params(shape: Shape) -> MixtureParams {
+/// What depends on the maps' shape alone.
+fn common(shape: Shape) -> MixtureSource {
     let Lanes { lanes, groups, .. } = Lanes::new(shape.c);
-    MixtureParams {
+    MixtureSource {
         rows: shape.rows() as u32,
         channels: shape.c as u32,
         lanes: lanes as u32,
@@ -227,42 +225,46 @@ fn params(shape: Shape) -> MixtureParams {
     }
 }
 
-fn launch(kernel: &'static str, wide: bool, params: MixtureParams, table: &[MixtureSource], slots: Slots) -> Launch {
-    Launch {
-        source: "mixture",
-        kernel,
-        wide,
-        params: bytemuck::bytes_of(&params).to_vec(),
-        table: bytemuck::cast_slice(table).to_vec(),
-        pages: slots.pages,
-        grid: grid(params.blocks as usize),
-        block: BLOCK,
-        jobs: None,
-    }
+/// Launches whose jobs are lists of sources, one launch for as many of them as pages and tables allow: each adds to what
+/// the one before has left. `write` makes the record of a source that has what is common; the slots name `out` first.
+fn lists<T>(
+    kernel: &'static str,
+    (common, out, accumulate): (MixtureSource, Place, bool),
+    blocks: usize,
+    sources: &[T],
+    wide: impl Fn(&T) -> bool,
+    write: impl Fn(&T, MixtureSource, &mut Slots) -> MixtureSource,
+) -> Vec<Launch> {
+    let mut base = Slots::default();
+    let node = base.writes(out);
+    let first = MixtureSource { node, node_stride: out.row_stride, ..common };
+    let batches = batches(sources, &base, TABLE, |source, slots| write(source, first, slots));
+    let one = |(index, batch): (usize, super::Batch<'_, T, MixtureSource>)| {
+        jobs::launches("mixture", kernel, &[batch], |batch, slots| {
+            slots.clone_from(&batch.slots);
+            let mut records = batch.table.clone();
+            let sources = records.len() as u32;
+            if records.is_empty() {
+                records.push(first);
+            }
+            records[0].sources = sources;
+            records[0].flags |= flag(accumulate || index > 0, ACCUMULATE);
+            Job { records, blocks, wide: out.wide() && batch.items.iter().all(&wide) }
+        })
+    };
+    batches.into_iter().enumerate().flat_map(one).collect()
 }
 
 impl Lower for Mixture {
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
         let (node, shape) = (at.outputs[0], at.outputs[0].shape);
         let lanes = Lanes::new(shape.c);
-        let mut base = Slots::default();
-        let params = MixtureParams {
-            blocks: (shape.rows().div_ceil(lanes.rows * ROWS) * lanes.groups) as u32,
-            node: base.writes(node),
-            node_stride: node.row_stride,
-            ..params(shape)
-        };
+        let blocks = shape.rows().div_ceil(lanes.rows * ROWS) * lanes.groups;
+        let record =
+            |s: &Placed, first, slots: &mut Slots| s.record_with_map(first, NORM | AFFINE | WEIGHT | MASK, slots);
         let sources = Placed::list(&self.sources, at.inputs);
-        let record = |s: &Placed, slots: &mut Slots| s.record_with_map(NORM | AFFINE | WEIGHT | MASK, slots);
-        let batches = batches(&sources, &base, TABLE, record);
-        let one = |(index, batch): (usize, super::Batch<'_, Placed, MixtureSource>)| {
-            let wide = node.wide() && batch.items.iter().all(Placed::wide);
-            let sources = batch.table.len() as u32;
-            let accumulate = u32::from(at.accumulate[0] || index > 0);
-            let params = MixtureParams { sources, accumulate, ..params };
-            launch("mixture_forward", wide, params, &batch.table, batch.slots)
-        };
-        batches.into_iter().enumerate().map(one).collect()
+        let common = (common(shape), node, at.accumulate[0]);
+        lists("mixture_forward", common, blocks, &sources, Placed::wide, record)
     }
 }
 
@@ -274,7 +276,7 @@ struct Wanted {
     weight_index: Option<usize>,
     /// Sums of all chunks, within the scratch.
     sums: Place,
-    /// Shares of the weight's gradient, behind them.
+    /// Shares of the weight's gradient, in a piece of their own: they are summed late.
     shares: Place,
 }
 
@@ -296,13 +298,17 @@ impl Wanted {
         coefficients || self.parameters.is_some() || self.weight_index.is_some()
     }
 
-    fn partial_record(&self, slots: &mut Slots) -> MixtureSource {
-        MixtureSource { partial: slots.writes(self.sums), ..self.placed.record_with_map(NORM | MASK, slots) }
+    fn partial(&self, common: MixtureSource, g: Place, slots: &mut Slots) -> Job<MixtureSource> {
+        let gradient = MixtureSource { node: slots.reads(g), node_stride: g.row_stride, ..common };
+        let record = self.placed.record_with_map(gradient, NORM | MASK, slots);
+        let record = MixtureSource { partial: slots.writes(self.sums), ..record };
+        let blocks = (record.chunks * record.groups) as usize;
+        Job { records: vec![record], blocks, wide: g.wide() && self.placed.wide() }
     }
 
-    fn fold_record(&self, part: Part, slots: &mut Slots) -> MixtureSource {
+    fn fold(&self, part: Part, common: MixtureSource, slots: &mut Slots) -> Job<MixtureSource> {
         let vectors = if part == Part::Parameters { 0 } else { NORM | AFFINE };
-        let mut record = self.placed.record(vectors | WEIGHT, slots);
+        let mut record = self.placed.record(common, vectors | WEIGHT, slots);
         if self.sums() {
             record.flags |= SUMS;
             record.partial = slots.reads(self.sums);
@@ -320,15 +326,21 @@ impl Wanted {
         }
         if part == Part::CoefficientsAndShares && self.weight_index.is_some() {
             record.flags |= SHARE;
-            slots.writes(self.shares);
+            record.shares = slots.writes(self.shares);
         }
-        record
+        Job { records: vec![record], blocks: record.groups as usize, wide: self.wide() }
     }
 
-    fn weight_record(&self, slots: &mut Slots) -> MixtureSource {
+    /// What a part of the fold writes besides scratch.
+    fn written(&self, part: Part) -> Vec<Place> {
+        let parameters = self.parameters.into_iter().flatten().filter(|_| part == Part::Parameters);
+        let coef = self.coef.into_iter().filter(|_| part == Part::CoefficientsAndShares);
+        parameters.chain(coef).map(|(place, _)| place).collect()
+    }
+
+    fn weight(&self, first: MixtureSource, slots: &mut Slots) -> MixtureSource {
         let weight_index = self.weight_index.map_or(0, |index| index as u32);
-        slots.reads(self.shares);
-        MixtureSource { partial: slots.reads(self.sums), weight_index, ..Default::default() }
+        MixtureSource { shares: slots.reads(self.shares), weight_index, ..first }
     }
 
     /// Whether the vectors that the fold reads and writes allow 16-byte accesses.
@@ -341,14 +353,15 @@ impl Wanted {
 /// Rows of a chunk, chunks, and elements of scratch that a source needs.
 fn layout(shape: Shape) -> (usize, usize, usize) {
     let (chunk_rows, chunks) = Lanes::new(shape.c).chunks(shape.rows(), ROWS, CHUNKS);
-    (chunk_rows, chunks, (2 * chunks + 1) * shape.c.next_multiple_of(4))
+    (chunk_rows, chunks, 2 * chunks * shape.c.next_multiple_of(4))
 }
 
 impl MixtureBackward {
     /// The sources of which anything is wanted.
     fn wanted(&self, at: &Places<'_>) -> Vec<Wanted> {
         let shape = at.inputs[0].shape;
-        let (_, chunks, extent) = layout(shape);
+        let (extent, padded) = (layout(shape).2, shape.c.next_multiple_of(4));
+        let shares = at.pieces.get(1).copied().unwrap_or_default();
         let mut outputs = at.outputs.iter().copied().zip(at.accumulate.iter().copied());
         let mut next = || outputs.next().expect("recorded with all outputs");
         if self.weights {
@@ -358,85 +371,19 @@ impl MixtureBackward {
         let mut list = Vec::new();
         for (index, (placed, &(coefficients, parameters))) in sources.into_iter().zip(&self.wants).enumerate() {
             let vector = |(place, add): (Place, bool)| (place.vector(shape.c), add);
-            let stretch = |start: usize, c: usize| Place {
-                offset: at.scratch.offset + (index * extent + start) as u32,
-                row_stride: c as u32,
-                shape: Shape::vector(c),
-                ..at.scratch
-            };
-            let padded = shape.c.next_multiple_of(4);
             let wanted = Wanted {
                 weight_index: placed.source.weight.filter(|_| self.weights),
                 placed,
                 coef: coefficients.then(&mut next),
                 parameters: parameters.then(|| [vector(next()), vector(next())]),
-                sums: stretch(0, 2 * chunks * padded),
-                shares: stretch(2 * chunks * padded, padded),
+                sums: stretch(at.scratch, index * extent, extent),
+                shares: stretch(shares, index * padded, padded),
             };
             if wanted.coef.is_some() || wanted.sums() {
                 list.push(wanted);
             }
         }
         list
-    }
-
-    /// Sums over the rows of each chunk.
-    fn partial(at: &Places<'_>, params: MixtureParams, wanted: &[Wanted], launches: &mut Vec<Launch>) {
-        let sums: Vec<_> = wanted.iter().filter(|w| w.sums()).collect();
-        if sums.is_empty() {
-            return;
-        }
-        let g = at.inputs[0];
-        let mut base = Slots::default();
-        let params = MixtureParams { node: base.reads(g), node_stride: g.row_stride, ..params };
-        for batch in batches(&sums, &base, TABLE, |w, slots| w.partial_record(slots)) {
-            let sources = batch.table.len() as u32;
-            let params = MixtureParams { sources, blocks: sources * params.chunks * params.groups, ..params };
-            let wide = g.wide() && batch.items.iter().all(|w| w.placed.wide());
-            launches.push(launch("mixture_backward_partial", wide, params, &batch.table, batch.slots));
-        }
-    }
-
-    /// Merges the chunks; writes coefficients, affine gradients, and shares of the weights' gradient.
-    fn fold(params: MixtureParams, wanted: &[Wanted], launches: &mut Vec<Launch>) {
-        let mut parts = Vec::new();
-        for w in wanted {
-            if w.coef.is_some() || w.weight_index.is_some() {
-                parts.push((w, Part::CoefficientsAndShares));
-            }
-            if w.parameters.is_some() {
-                parts.push((w, Part::Parameters));
-            }
-        }
-        if parts.is_empty() {
-            return;
-        }
-        for batch in batches(&parts, &Slots::default(), TABLE, |(w, part), slots| w.fold_record(*part, slots)) {
-            let sources = batch.table.len() as u32;
-            let params = MixtureParams { sources, blocks: sources * params.groups, ..params };
-            let wide = batch.items.iter().all(|(w, _)| w.wide());
-            launches.push(launch("mixture_backward_fold", wide, params, &batch.table, batch.slots));
-        }
-    }
-
-    /// Sums the shares of each weight; weights that no source uses get zero.
-    fn weights(at: &Places<'_>, params: MixtureParams, wanted: &[Wanted], launches: &mut Vec<Launch>) {
-        let dweights = at.outputs[0];
-        let weighted: Vec<_> = wanted.iter().filter(|w| w.weight_index.is_some()).collect();
-        let mut base = Slots::default();
-        let params = MixtureParams {
-            blocks: dweights.shape.len() as u32,
-            dweights: base.writes(dweights),
-            weight_columns: dweights.shape.c as u32,
-            weight_stride: dweights.row_stride,
-            ..params
-        };
-        let batches = batches(&weighted, &base, TABLE, |w, slots| w.weight_record(slots));
-        for (index, batch) in batches.into_iter().enumerate() {
-            let accumulate = u32::from(at.accumulate[0] || index > 0);
-            let params = MixtureParams { sources: batch.table.len() as u32, accumulate, ..params };
-            launches.push(launch("mixture_backward_weights", false, params, &batch.table, batch.slots));
-        }
     }
 }
 
@@ -445,16 +392,39 @@ impl Lower for MixtureBackward {
         self.sources.len() * layout(inputs[0]).2
     }
 
+    fn pieces(&self, inputs: &[Shape], outputs: &[Shape]) -> Vec<Piece> {
+        let mut pieces = Piece::one(self.scratch(inputs, outputs));
+        if self.weights {
+            pieces.push(Piece { len: self.sources.len() * inputs[0].c.next_multiple_of(4), kept: true });
+        }
+        pieces
+    }
+
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
         let shape = at.inputs[0].shape;
         let (chunk_rows, chunks, _) = layout(shape);
-        let params = MixtureParams { chunks: chunks as u32, chunk_rows: chunk_rows as u32, ..params(shape) };
+        let common = MixtureSource { chunks: chunks as u32, chunk_rows: chunk_rows as u32, ..common(shape) };
         let wanted = self.wanted(at);
-        let mut launches = Vec::new();
-        Self::partial(at, params, &wanted, &mut launches);
-        Self::fold(params, &wanted, &mut launches);
+        let sums: Vec<_> = wanted.iter().filter(|w| w.sums()).collect();
+        let partial = |w: &&Wanted, slots: &mut Slots| w.partial(common, at.inputs[0], slots);
+        let mut launches = jobs::launches("mixture", "mixture_backward_partial", &sums, partial);
+        let coefficients = |w: &Wanted| w.coef.is_some() || w.weight_index.is_some();
+        let parts = wanted.iter().flat_map(|w| {
+            let parameters = w.parameters.map(|_| (w, Part::Parameters));
+            coefficients(w).then_some((w, Part::CoefficientsAndShares)).into_iter().chain(parameters)
+        });
+        for wave in jobs::waves(parts, |(w, part)| w.written(*part)) {
+            let fold = |&(w, part): &(&Wanted, Part), slots: &mut Slots| w.fold(part, common, slots);
+            launches.extend(jobs::launches("mixture", "mixture_backward_fold", &wave, fold));
+        }
         if self.weights {
-            Self::weights(at, params, &wanted, &mut launches);
+            // Each weight's shares are summed; weights that no source uses get zero.
+            let (dweights, accumulate) = (at.outputs[0], at.accumulate[0]);
+            let weighted: Vec<_> = wanted.iter().filter(|w| w.weight_index.is_some()).collect();
+            let common = MixtureSource { weight_columns: dweights.shape.c as u32, ..common };
+            let record = |w: &&Wanted, first, slots: &mut Slots| w.weight(first, slots);
+            let (kernel, blocks) = ("mixture_backward_weights", dweights.shape.len());
+            launches.extend(lists(kernel, (common, dweights, accumulate), blocks, &weighted, |_| false, record));
         }
         launches
     }

@@ -1,10 +1,13 @@
 //! Max and average pooling on GPUs. Forward: one read of each window serves both results and their moments. Backward: a
 //! thread owns a quad of one pixel and gathers from all windows that hold it. That the pixel is a window's maximum is found
 //! out again, as in the forward, for all of its windows in one walk over its neighbours.
+//!
+//! Both kernels take folds as well. A level of a cell needs its pools at the end only, and waits for two folds meanwhile,
+//! which are a few blocks each: together they are one launch less, and the pools hide how long the folds take.
 
 use super::jobs::{self, Job};
 use super::terms::{PlacedTerm, TermSpots, stretches, take};
-use super::{Lanes, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, fold, record};
+use super::{Lanes, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, fold, record, stretch};
 use crate::graph::{Shape, TermKind};
 use crate::ops::pool::{Pool, PoolBackward};
 
@@ -25,6 +28,15 @@ pub const MASK: u32 = 64;
 /// The gradient is added to what is there.
 pub const ACCUMULATE: u32 = 128;
 
+/// The job is a fold: of moments, or of sums that become the coefficients of a normalisation's gradient.
+pub const FOLD: u32 = 256;
+/// gamma and beta apply in a fold.
+pub const AFFINE: u32 = 512;
+/// dgamma is added to what is there.
+pub const DGAMMA_ADD: u32 = 1024;
+/// dbeta is added to what is there.
+pub const DBETA_ADD: u32 = 2048;
+
 /// The flags by name, as the kernels declare them.
 pub const FLAGS: &[(&str, u32)] = &[
     ("MAX", MAX),
@@ -35,6 +47,10 @@ pub const FLAGS: &[(&str, u32)] = &[
     ("COEF", COEF),
     ("MASK", MASK),
     ("ACCUMULATE", ACCUMULATE),
+    ("FOLD", FOLD),
+    ("AFFINE", AFFINE),
+    ("DGAMMA_ADD", DGAMMA_ADD),
+    ("DBETA_ADD", DBETA_ADD),
 ];
 
 /// Most chunks of moments.
@@ -43,7 +59,7 @@ const CHUNKS: usize = 256;
 const WINDOWS: usize = 32;
 
 record! {
-    /// A map to be pooled.
+    /// A map to be pooled, or moments to be folded.
     PoolJob {
         /// See [`jobs`].
         first_block: u32,
@@ -81,21 +97,31 @@ record! {
         max_stride: u32,
         /// Elements from one pixel of the average to the next.
         average_stride: u32,
+        /// Chunks of a fold.
+        chunks: u32,
+        /// Zero.
+        unused: u32,
         /// The map.
         x: Spot,
         /// The maximum.
         max: Spot,
         /// The average.
         average: Spot,
-        /// Moments of each chunk of the maximum: see [`fold::FoldMoments`].
+        /// Moments of each chunk of the maximum: see [`fold::moments_len`].
         max_partial: Spot,
         /// Moments of each chunk of the average.
         average_partial: Spot,
+        /// Moments to be folded.
+        partial: Spot,
+        /// Mean a channel of what is folded.
+        mean: Spot,
+        /// Its biased variance.
+        variance: Spot,
     }
 }
 
 record! {
-    /// The gradient of a pooled map, and its first term; further terms follow.
+    /// The gradient of a pooled map, and its first term; further terms follow. Or sums to be folded.
     PoolTerm {
         /// See [`jobs`].
         first_block: u32,
@@ -137,6 +163,14 @@ record! {
         g_stride: u32,
         /// Elements from one row of coefficients to the next.
         coef_stride: u32,
+        /// Chunks of a fold.
+        chunks: u32,
+        /// Added to the variance.
+        eps: f32,
+        /// Zero.
+        unused_0: u32,
+        /// Zero.
+        unused_1: u32,
         /// The map.
         x: Spot,
         /// Its gradient.
@@ -145,10 +179,22 @@ record! {
         y: Spot,
         /// The term.
         g: Spot,
-        /// Its coefficients.
+        /// Its coefficients; of a fold those that are written.
         coef: Spot,
         /// Its factors.
         mask: Spot,
+        /// Mean a channel.
+        mean: Spot,
+        /// Variance a channel.
+        variance: Spot,
+        /// Scale a channel.
+        gamma: Spot,
+        /// A chunk two rows, of the channels rounded up to quads: sums of g, and of g (x - mean).
+        partial: Spot,
+        /// Gradient of gamma.
+        dgamma: Spot,
+        /// Gradient of beta.
+        dbeta: Spot,
     }
 }
 
@@ -171,13 +217,15 @@ impl Pool {
     /// Maximum and average, where wanted.
     fn results(&self, at: &Places<'_>) -> [Option<Result>; 2] {
         let mut output = 0;
-        let mut partial = at.scratch;
+        let mut used = 0;
         [(self.max, MAX, MAX_ADD), (self.average, AVERAGE, AVERAGE_ADD)].map(|(wanted, on, add)| {
             wanted.then(|| {
                 let y = at.outputs[output];
+                let len = fold::moments_len(y.shape.c, chunks(y.shape).1);
+                let partial = stretch(at.scratch, used, len);
+                used += len;
                 let result = Result { flags: on | flag(at.accumulate[output], add), y, partial };
                 output += self.stride_of_outputs();
-                partial.offset += fold::moments_len(y.shape.c, chunks(y.shape).1) as u32;
                 result
             })
         })

@@ -3,7 +3,7 @@
 //! weights from there. Moments of what a block has written are left for [`fold`].
 
 use super::jobs::{self, Job};
-use super::{Launch, Lower, PAGES, Place, Places, Slots, Spot, fold, norm, record};
+use super::{Launch, Lower, PAGES, Place, Places, Slots, Spot, fold, norm, record, stretch};
 use crate::graph::Shape;
 use crate::ops::norm::Norm;
 use crate::ops::separable::{Branch, Layout, Separable};
@@ -98,7 +98,7 @@ record! {
         pointwise: Spot,
         /// The output.
         y: Spot,
-        /// Moments of each chunk: see [`fold::FoldMoments`].
+        /// Moments of each chunk: see [`fold::moments_len`].
         partial: Spot,
         /// Zero.
         unused_spot: Spot,
@@ -122,12 +122,6 @@ pub(super) fn step(c: usize) -> usize {
 pub(super) fn chunks(rows: usize, tile: usize, most: usize) -> (usize, usize) {
     let chunk = rows.div_ceil(tile).div_ceil(most).max(1) * tile;
     (chunk, rows.div_ceil(chunk))
-}
-
-/// `elements` elements of `scratch`, from `start` on.
-pub(super) fn stretch(scratch: Place, start: usize, elements: usize) -> Place {
-    let offset = scratch.offset + start as u32;
-    Place { offset, row_stride: elements as u32, shape: Shape::vector(elements), ..scratch }
 }
 
 /// A map with the normalisation under which a branch reads it.

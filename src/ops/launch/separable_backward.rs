@@ -1,15 +1,15 @@
 //! Gradients of separable convolutions on GPUs. A first launch takes each branch's gradient back through its pointwise
 //! weights. A second one does three things that do not depend on each other: it sums the gradients of both weights over
-//! chunks of pixels, and computes that of the input, once for all branches that read one map. Sums of chunks are folded.
+//! chunks of pixels, and computes that of the input, once for all branches that read one map. Sums of chunks are folded, those
+//! that become coefficients in the company of pools ([`pool`]).
 
 use super::jobs::{self, Job};
-use super::separable::{PIXELS, Read, chunks, columns, pages, step, stretch};
-use super::separable_records::{
-    ADD, AFFINE, COEF, DBETA_ADD, DGAMMA_ADD, INPUT, MASK, POINTWISE, STORE, SUMS, SeparableFold, SeparableGradient,
-    TAPS,
-};
-use super::{BLOCK, Lanes, Launch, Lower, PAGES, Place, Places, Slots, TABLE_BYTES, fold};
+use super::pool::{self, PoolTerm};
+use super::separable::{PIXELS, Read, chunks, columns, pages, step};
+use super::separable_records::{ADD, COEF, INPUT, MASK, POINTWISE, STORE, SUMS, SeparableGradient, TAPS};
+use super::{BLOCK, Lanes, Launch, Lower, PAGES, Place, Places, Slots, TABLE_BYTES, fold, stretch};
 use crate::graph::Shape;
+use crate::graph::plan::Piece;
 use crate::ops::separable::{BackwardBranch, BackwardLayout, SeparableBackward};
 
 /// Most chunks of pixels in the sums of weights' gradients.
@@ -18,6 +18,8 @@ const WEIGHT_CHUNKS: usize = 64;
 const INPUT_CHUNKS: usize = 256;
 /// Most quads of rows and of columns of the pointwise weights' gradient that a block sums.
 const QUADS: usize = 16;
+/// Pieces of a branch's scratch.
+const PIECES: usize = 3;
 /// Most branches in one gradient of an input.
 const BRANCHES: usize = TABLE_BYTES / size_of::<SeparableGradient>();
 
@@ -47,17 +49,16 @@ fn weight_chunks(y: Shape) -> (usize, usize) {
     chunks(y.rows(), PIXELS, WEIGHT_CHUNKS)
 }
 
-/// Elements of the parts of a branch's scratch, in this order: dd, dy, sums of the taps, of the pointwise weights, and of
-/// the input's gradient.
-fn parts(b: &BackwardBranch, x: Shape, y: Shape) -> [usize; 5] {
+/// Elements of the parts of a branch's scratch, in this order: dd and sums of the input's gradient; dy; sums of the taps and
+/// of the pointwise weights. Each pair and dy are a piece of their own, so that no batch needs much in one piece.
+fn parts(b: &BackwardBranch, x: Shape, y: Shape) -> [[usize; 2]; PIECES] {
     let sum = |on: bool, elements: usize| if on { elements } else { 0 };
     let weights = |elements: usize| sum(b.weight, weight_chunks(y).1 * padded(elements));
+    let normalised = b.input && b.branch.norm.is_some();
     [
-        y.rows() * padded(x.c),
-        sum(b.weight && is_computed(b), y.rows() * padded(y.c)),
-        weights(b.branch.kernel * b.branch.kernel * x.c),
-        weights(x.c * y.c),
-        sum(b.input && b.branch.norm.is_some(), 2 * input_chunks(x).1 * padded(x.c)),
+        [y.rows() * padded(x.c), sum(normalised, 2 * input_chunks(x).1 * padded(x.c))],
+        [sum(b.weight && is_computed(b), y.rows() * padded(y.c)), 0],
+        [weights(b.branch.kernel * b.branch.kernel * x.c), weights(x.c * y.c)],
     ]
 }
 
@@ -96,7 +97,7 @@ struct Placed {
 }
 
 impl Placed {
-    fn new(l: &BackwardLayout, at: &Places<'_>, start: usize) -> Self {
+    fn new(l: &BackwardLayout, at: &Places<'_>, pieces: &mut impl Iterator<Item = Place>) -> Self {
         let b = l.branch;
         let read = Read::new(b.branch.norm, &at.inputs[l.input..]);
         let (depthwise, pointwise) = (at.inputs[l.weights], at.inputs[l.weights + 1]);
@@ -111,10 +112,10 @@ impl Placed {
             let offset = table.element(row * table.shape.c);
             Place { offset, shape: Shape::vector(table.shape.c), ..table }
         });
-        let mut used = start;
-        let [dd, dy, taps, products, sums] = parts(&b, read.map.shape, shape).map(|elements| {
-            used += elements;
-            stretch(at.scratch, used - elements, elements)
+        let [[dd, sums], [dy, _], [taps, products]] = parts(&b, read.map.shape, shape).map(|[first, second]| {
+            let empty = first + second == 0;
+            let piece = if empty { Place::default() } else { pieces.next().expect("a place for every piece") };
+            [stretch(piece, 0, first), stretch(piece, first, second)]
         });
         let strided = |place: Place, shape: Shape| Place { row_stride: padded(shape.c) as u32, shape, ..place };
         let output = |i: usize| (at.outputs[i], at.accumulate[i]);
@@ -199,7 +200,9 @@ impl Placed {
             record.mask = slots.reads(mask);
         }
         if store {
-            record.dy = slots.writes(self.dy);
+            // Whole quads are written.
+            let shape = self.dy.shape.with_channels(self.dy.row_stride as usize);
+            record.dy = slots.writes(Place { shape, ..self.dy });
         }
         let mut maps = [Some(self.g), self.y, self.coef].into_iter().flatten();
         Job { records: vec![record], blocks: chunks * groups, wide: maps.all(Place::wide) }
@@ -247,15 +250,16 @@ impl Placed {
         Job { records: vec![record], blocks: chunks * groups, wide: self.read.places().all(Place::wide) }
     }
 
-    fn fold(&self, slots: &mut Slots) -> Job<SeparableFold> {
+    fn fold(&self, slots: &mut Slots) -> Job<PoolTerm> {
         let x = self.read.map.shape;
         let Lanes { lanes, groups, .. } = Lanes::new(x.c);
         let (coef, add) = self.dcoef.expect("only normalised inputs are folded");
         let [mean, variance, gamma, _] = self.read.vectors(slots);
-        let mut record = SeparableFold {
-            flags: flag(add, ADD),
+        let mut record = PoolTerm {
+            flags: pool::FOLD | flag(add, pool::ACCUMULATE),
             channels: x.c as u32,
             lanes: lanes as u32,
+            groups: groups as u32,
             chunks: input_chunks(x).1 as u32,
             rows: x.rows() as u32,
             coef_stride: coef.row_stride,
@@ -268,7 +272,7 @@ impl Placed {
             ..Default::default()
         };
         if let Some([(dgamma, add_gamma), (dbeta, add_beta)]) = self.dnorm {
-            record.flags |= AFFINE | flag(add_gamma, DGAMMA_ADD) | flag(add_beta, DBETA_ADD);
+            record.flags |= pool::AFFINE | flag(add_gamma, pool::DGAMMA_ADD) | flag(add_beta, pool::DBETA_ADD);
             (record.dgamma, record.dbeta) = (slots.writes(dgamma), slots.writes(dbeta));
         }
         let outputs = self.dnorm.into_iter().flatten().map(|(place, _)| place);
@@ -376,53 +380,37 @@ impl Gradient {
     }
 }
 
-/// Puts items into launches so that no two of one launch write the same place, and those that do keep their order.
-fn waves<T>(items: impl IntoIterator<Item = T>, written: impl Fn(&T) -> Vec<Place>) -> Vec<Vec<T>> {
-    let mut waves: Vec<Vec<T>> = Vec::new();
-    for item in items {
-        let places = written(&item);
-        let clashes = |other: &T| written(other).iter().any(|a| places.iter().any(|b| a.overlaps(*b)));
-        let after = waves.iter().rposition(|wave| wave.iter().any(clashes)).map_or(0, |last| last + 1);
-        if after == waves.len() {
-            waves.push(Vec::new());
-        }
-        waves[after].push(item);
-    }
-    waves
-}
-
 impl Lower for SeparableBackward {
-    fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
+    fn pieces(&self, inputs: &[Shape], _outputs: &[Shape]) -> Vec<Piece> {
         let branch = |l: &BackwardLayout| {
             let x = inputs[l.input];
             let y = l.branch.branch.output(x, inputs[l.weights + 1].c);
-            parts(&l.branch, x, y).iter().sum::<usize>()
+            let piece =
+                |(index, parts): (usize, [usize; 2])| Piece { len: parts.iter().sum(), kept: index == PIECES - 1 };
+            parts(&l.branch, x, y).into_iter().enumerate().map(piece).filter(|piece| piece.len > 0)
         };
-        BackwardLayout::all(&self.branches).iter().map(branch).sum()
+        BackwardLayout::all(&self.branches).iter().flat_map(branch).collect()
     }
 
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
-        let (mut branches, mut used) = (Vec::new(), 0);
-        for layout in BackwardLayout::all(&self.branches) {
-            let placed = Placed::new(&layout, at, used);
-            used += parts(&placed.b, placed.read.map.shape, placed.shape).iter().sum::<usize>();
-            branches.push(placed);
-        }
+        let mut pieces = at.pieces.iter().copied();
+        let layouts = BackwardLayout::all(&self.branches);
+        let branches: Vec<_> = layouts.iter().map(|layout| Placed::new(layout, at, &mut pieces)).collect();
         const STEM: &str = "separable_backward";
         let mut launches = jobs::launches(STEM, "separable_backward_product", &branches, Placed::product);
         // The longest first, so that no block of theirs runs alone at the end.
         let weighted = || branches.iter().filter(|b| b.b.weight).cloned();
         let inputs = Input::list(&branches).into_iter().map(Gradient::Input);
         let gradients = weighted().map(Gradient::Products).chain(weighted().map(Gradient::Taps)).chain(inputs);
-        for wave in waves(gradients, |g| g.output().into_iter().collect()) {
+        for wave in jobs::waves(gradients, |g| g.output().into_iter().collect()) {
             launches.extend(jobs::launches(STEM, "separable_backward_gradients", &wave, Gradient::job));
         }
         let normalised = branches.iter().filter(|b| b.dcoef.is_some());
         let written = |b: &&Placed| b.dnorm.into_iter().flatten().chain(b.dcoef).map(|(place, _)| place).collect();
-        for wave in waves(normalised, written) {
-            launches.extend(jobs::launches(STEM, "separable_backward_fold", &wave, |b, slots| b.fold(slots)));
+        for wave in jobs::waves(normalised, written) {
+            launches.extend(jobs::launches("pool", "pool_backward", &wave, |b, slots| b.fold(slots)));
         }
-        for wave in waves(branches.iter().flat_map(Placed::sums), |s| vec![s.out]) {
+        for wave in jobs::waves(branches.iter().flat_map(Placed::sums), |s| vec![s.out]) {
             launches.extend(fold::sums(&wave));
         }
         launches

@@ -16,10 +16,6 @@ pub const STORE: u32 = 16;
 pub const ADD: u32 = 32;
 /// Sums of the input's gradient are wanted.
 pub const SUMS: u32 = 64;
-/// dgamma is added to what is there.
-pub const DGAMMA_ADD: u32 = 128;
-/// dbeta is added to what is there.
-pub const DBETA_ADD: u32 = 256;
 /// Gradient of the pointwise weights.
 pub const POINTWISE: u32 = 0;
 /// Gradient of the depthwise weights.
@@ -36,8 +32,6 @@ pub const FLAGS: &[(&str, u32)] = &[
     ("STORE", STORE),
     ("ADD", ADD),
     ("SUMS", SUMS),
-    ("DGAMMA_ADD", DGAMMA_ADD),
-    ("DBETA_ADD", DBETA_ADD),
     ("POINTWISE", POINTWISE),
     ("TAPS", TAPS),
     ("INPUT", INPUT),
@@ -142,51 +136,5 @@ record! {
         partial: Spot,
         /// Zero.
         unused_spot: Spot,
-    }
-}
-
-record! {
-    /// Sums that become the coefficients of a normalisation's gradient.
-    SeparableFold {
-        /// See [`super::jobs`].
-        first_block: u32,
-        /// See [`super::jobs`].
-        blocks: u32,
-        /// What applies.
-        flags: u32,
-        /// Channels of the map.
-        channels: u32,
-        /// See [`super::Lanes`].
-        lanes: u32,
-        /// Chunks.
-        chunks: u32,
-        /// Pixels of the map.
-        rows: u32,
-        /// Elements from one row of the coefficients to the next.
-        coef_stride: u32,
-        /// Added to the variance.
-        eps: f32,
-        /// Zero.
-        unused_0: u32,
-        /// Zero.
-        unused_1: u32,
-        /// Zero.
-        unused_2: u32,
-        /// Mean a channel.
-        mean: Spot,
-        /// Variance a channel.
-        variance: Spot,
-        /// Scale a channel.
-        gamma: Spot,
-        /// A chunk two rows, of the channels rounded up to quads: sums of g, and of g (x - mean).
-        partial: Spot,
-        /// Coefficients a, b, d.
-        coef: Spot,
-        /// Gradient of gamma.
-        dgamma: Spot,
-        /// Gradient of beta.
-        dbeta: Spot,
-        /// Zero.
-        unused_3: Spot,
     }
 }

@@ -128,6 +128,8 @@ fn launches(
             grid: grid(sum),
             block: BLOCK,
             jobs: None,
+            reads: Vec::new(),
+            writes: Vec::new(),
         }
     };
     problems.chunks(TABLE).map(launch).collect()
