@@ -30,7 +30,7 @@ fn steps(criterion: &mut Criterion) {
     for subject in subjects() {
         criterion.bench_function(&subject.name(), |bencher| {
             let mut work = subject.prepare().expect("the step fits into memory");
-            bencher.iter(|| work.step());
+            bencher.iter(|| work.step().expect("the processor does not fail"));
         });
     }
 }

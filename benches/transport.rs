@@ -2,6 +2,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use supernet::bench::solves::{Shape, Subject};
+use supernet::device::DeviceSpec;
 use supernet::run::threads;
 use supernet::transport::Domain;
 
@@ -10,7 +11,7 @@ fn transport(criterion: &mut Criterion) {
     group.sample_size(10);
     for (name, shape) in [("190x256x256", Shape::BATCH), ("1x2000x2000", Shape::SINGLE)] {
         for (domain_name, domain) in [("log", Domain::Log), ("kernel", Domain::Kernel)] {
-            let subject = Subject::new(shape, domain, threads(0)).expect("the points are finite");
+            let subject = Subject::new(shape, domain, (DeviceSpec::Cpu, threads(0))).expect("the points are finite");
             group.bench_function(format!("{name}/{domain_name}"), |bencher| bencher.iter(|| subject.solve()));
         }
     }

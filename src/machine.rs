@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::micro::Level;
+use crate::device::Device;
 
 /// The machine that a result was measured on, and with what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +14,9 @@ pub struct Machine {
     pub cpu: String,
     /// Instruction set of the kernels.
     pub level: String,
+    /// The device that was measured, where it is not the processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Threads that can run at once.
     pub cores: usize,
     /// Threads that the measurement used.
@@ -33,6 +37,7 @@ impl Machine {
         Self {
             cpu: model_name().unwrap_or_else(|| "unknown".into()),
             level: level_name(Level::detect()).into(),
+            device: None,
             cores: cores(),
             threads,
             memory_bytes: memory("MemTotal:"),
@@ -42,9 +47,17 @@ impl Machine {
         }
     }
 
+    /// This machine with a device that is measured.
+    pub fn with(device: &Device, threads: usize) -> Self {
+        let named = matches!(device, Device::Gpu(_)).then(|| device.name());
+        Self { device: named, ..Self::here(threads) }
+    }
+
     /// The first thing that makes times of two machines incomparable: its name, then theirs and ours.
     pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        let device = |machine: &Self| machine.device.clone().unwrap_or_else(|| "cpu".into());
         let pairs = [
+            ("device", device(self), device(other)),
             ("processor", self.cpu.clone(), other.cpu.clone()),
             ("instruction set", self.level.clone(), other.level.clone()),
             ("cores", self.cores.to_string(), other.cores.to_string()),
@@ -53,11 +66,17 @@ impl Machine {
         pairs.into_iter().find(|(_, a, b)| a != b)
     }
 
+    /// What was measured, in few words.
+    pub fn title(&self) -> String {
+        self.device.clone().unwrap_or_else(|| format!("{}, {} threads", self.cpu, self.threads))
+    }
+
     /// One line for people.
     pub fn line(&self) -> String {
         let memory = self.memory_bytes.map_or(String::new(), |b| format!(", {:.0} GiB", b as f64 / f64::from(1 << 30)));
         let Self { cpu, level, cores, threads, version, date, .. } = self;
-        format!("{cpu}, {level}, {cores} cores{memory}, {threads} threads; supernet {version}, {date}")
+        let device = self.device.as_ref().map_or(String::new(), |device| format!("{device}; "));
+        format!("{device}{cpu}, {level}, {cores} cores{memory}, {threads} threads; supernet {version}, {date}")
     }
 }
 

@@ -592,7 +592,9 @@ fn layers(list: &mut List) {
 mod tests {
     use std::collections::HashSet;
 
+    use super::super::recorder::PROBE;
     use super::*;
+    use crate::graph::Node;
     use crate::ops::Op;
 
     #[test]
@@ -611,8 +613,11 @@ mod tests {
         for case in all() {
             let built = case.build(case.batch.min(2)).unwrap_or_else(|e| panic!("{}: {e}", case.name));
             assert!(built.cost.bytes > 0.0 && !built.results.is_empty(), "{}", case.name);
-            let timed: Vec<&str> =
-                built.ops.iter().flat_map(|r| &built.program.nodes()[r.clone()]).map(|n| n.op.name()).collect();
+            let graph = built.program.graph();
+            let of_loss = |node: &Node| node.outputs.iter().any(|o| graph.info(o.tensor).name.contains(PROBE));
+            let timed_nodes = || built.ops.iter().flat_map(|ops| &built.program.nodes()[ops.clone()]);
+            assert!(!timed_nodes().any(of_loss), "{}: the loss is timed", case.name);
+            let timed: Vec<&str> = timed_nodes().map(|n| n.op.name()).collect();
             match case.timed {
                 Timed::Op(op) => assert_eq!(timed, [op], "{}", case.name),
                 Timed::Layer => {

@@ -16,11 +16,11 @@ use crate::ops::Cost;
 use crate::ops::elementwise::Fill;
 
 /// Bytes that are copied or read, source and destination together: from a core's cache to far beyond any.
-const COPIES: [usize; 6] = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20];
+pub(super) const COPIES: [usize; 6] = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20];
 /// The largest in a hurry.
-const QUICK_LARGEST: usize = 64 << 20;
+pub(super) const QUICK_LARGEST: usize = 64 << 20;
 /// Empty ops in the program that measures dispatch.
-const EMPTY_OPS: usize = 256;
+pub(super) const EMPTY_OPS: usize = 256;
 
 /// Rate of moving bytes within a working set: of copying or of reading alone, whichever is higher, for a kernel may read
 /// much and write little.
@@ -35,11 +35,13 @@ pub struct Bandwidth {
 /// The machine's ceilings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
-    /// GFLOP/s of multiply-adds on one thread.
-    pub gflops_one: f64,
-    /// The same on all threads of the measurement.
-    pub gflops: f64,
-    /// Copies on one thread, by size.
+    /// GFLOP/s of multiply-adds on one thread of the processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gflops_one: Option<f64>,
+    /// The same on all threads of the measurement. There is no kernel that measures it on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gflops: Option<f64>,
+    /// Copies on one thread of the processor, by size.
     pub copy_one: Vec<Bandwidth>,
     /// Copies on all threads of the measurement, by size.
     pub copy: Vec<Bandwidth>,
@@ -64,8 +66,8 @@ impl Ceilings {
         };
         let (op_nanoseconds, replay_nanoseconds) = dispatch(threads, effort)?;
         Ok(Self {
-            gflops_one: arithmetic(&one, level, effort),
-            gflops: arithmetic(&all, level, effort),
+            gflops_one: Some(arithmetic(&one, level, effort)),
+            gflops: Some(arithmetic(&all, level, effort)),
             copy_one: copies(&one),
             copy: copies(&all),
             op_nanoseconds,
@@ -80,10 +82,10 @@ impl Ceilings {
         self.copy[next_smaller.min(self.copy.len())..].iter().map(|b| b.gigabytes_per_second).fold(0.0, f64::max)
     }
 
-    /// Seconds that a cost takes at the least: the longer of its arithmetic and of its traffic. Ops that touch more than
+    /// Seconds that a cost takes at the least: the longer of its arithmetic, where its ceiling is known, and of its traffic. Ops that touch more than
     /// one thread's cache holds are judged by the shared cache or by memory.
     pub fn floor_seconds(&self, cost: Cost) -> f64 {
-        let arithmetic = cost.flops / (self.gflops * 1e9).max(f64::MIN_POSITIVE);
+        let arithmetic = self.gflops.map_or(0.0, |gflops| cost.flops / (gflops * 1e9).max(f64::MIN_POSITIVE));
         let traffic = cost.bytes / (self.bandwidth(cost.bytes) * 1e9).max(f64::MIN_POSITIVE);
         arithmetic.max(traffic)
     }
@@ -170,8 +172,8 @@ mod tests {
         let copy = [(1_000, 100.0), (1_000_000, 10.0)];
         let copy: Vec<_> = copy.map(|(bytes, gigabytes_per_second)| Bandwidth { bytes, gigabytes_per_second }).to_vec();
         Ceilings {
-            gflops_one: 50.0,
-            gflops: 100.0,
+            gflops_one: Some(50.0),
+            gflops: Some(100.0),
             copy_one: copy.clone(),
             copy,
             op_nanoseconds: 1.0,
@@ -190,12 +192,16 @@ mod tests {
         assert_eq!(c.bandwidth(1_001.0), 100.0, "a part of it may be in the nearer cache");
         assert_eq!(c.bandwidth(1_000_000.0), 10.0);
         assert_eq!(c.bandwidth(1e12), 10.0);
+        let unknown = Ceilings { gflops: None, ..c };
+        assert!((unknown.floor_seconds(bound_by_arithmetic) - 1e-8).abs() < 1e-20, "of its traffic alone");
     }
 
     #[test]
     fn the_machine_has_ceilings() {
         let c = Ceilings::measure(2, true).unwrap();
-        assert!(c.gflops > 0.0 && c.gflops_one > 0.0 && c.op_nanoseconds >= 0.0 && c.replay_nanoseconds > 0.0);
+        assert!(
+            c.gflops > Some(0.0) && c.gflops_one > Some(0.0) && c.op_nanoseconds >= 0.0 && c.replay_nanoseconds > 0.0
+        );
         assert_eq!((c.copy.len(), c.copy_one.len()), (COPIES.len(), COPIES.len()));
         assert!(c.copy.iter().chain(&c.copy_one).all(|b| b.gigabytes_per_second > 0.0));
     }

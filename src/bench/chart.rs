@@ -237,8 +237,10 @@ pub fn roofline(report: &KernelReport) -> Chart {
     let intensities = || series.iter().flat_map(|s| s.points.iter().map(|p| p.0));
     let lowest = intensities().fold(0.1, f64::min);
     let highest = intensities().fold(100.0, f64::max);
-    let peak = ceilings.gflops;
-    let slope = |bandwidth: f64| vec![(lowest, lowest * bandwidth), (peak / bandwidth, peak)];
+    let slope = |bandwidth: f64| {
+        let end = ceilings.gflops.map_or(highest, |peak| peak / bandwidth);
+        vec![(lowest, lowest * bandwidth), (end, end * bandwidth)]
+    };
     let mut limits: Vec<Limit> = ceilings
         .copy
         .iter()
@@ -248,9 +250,11 @@ pub fn roofline(report: &KernelReport) -> Chart {
         })
         .collect();
     // Slopes are named at their lower end, where they lie apart; the names would leave the picture at the other.
-    limits.push(Limit { points: vec![(lowest, peak), (highest, peak)], name: format!("{peak:.0} GFLOP/s") });
+    if let Some(peak) = ceilings.gflops {
+        limits.push(Limit { points: vec![(lowest, peak), (highest, peak)], name: format!("{peak:.0} GFLOP/s") });
+    }
     Chart {
-        title: format!("Kernels against the ceilings: {}, {} threads", report.machine.cpu, report.machine.threads),
+        title: format!("Kernels against the ceilings: {}", report.machine.title()),
         axes: ["arithmetic intensity (operations a byte)".into(), "GFLOP/s".into()],
         series,
         limits,

@@ -125,12 +125,13 @@ pub fn run(subject: &Subject, axis: Axis, values: &[usize], mut look: impl FnMut
             axis.name()
         )));
     }
-    let (mut cases, mut points, mut threads) = (Vec::<Measured>::new(), Vec::<Point>::new(), 0);
+    let (mut cases, mut points) = (Vec::<Measured>::new(), Vec::<Point>::new());
+    let mut machine = Machine::here(0);
     for value in values {
         look(value);
         let report = axis.set(subject, value).time()?;
         let details = report.details;
-        threads = details.threads;
+        machine = report.machine;
         cases.extend(report.cases);
         points.push(Point { value, flops: details.flops, peak_bytes: details.peak_bytes, gflops: details.gflops });
     }
@@ -142,7 +143,7 @@ pub fn run(subject: &Subject, axis: Axis, values: &[usize], mut look: impl FnMut
     let work = law(&|i| points[i].flops);
     let memory = law(&|i| points[i].peak_bytes as f64);
     let details = GrowthDetails { grow: axis, points, time, work, memory };
-    Ok(Report { bench: "step", machine: Machine::here(threads), quick: false, cases, changes: None, details })
+    Ok(Report { bench: "step", machine, quick: false, cases, changes: None, details })
 }
 
 /// The series as text.
@@ -188,7 +189,7 @@ pub fn chart(report: &GrowthReport) -> Chart {
     let line = details.time.zip(ends).map(|(law, (a, b))| [a, b].map(|x| (x, law.factor * x.powf(law.exponent))));
     let name = details.time.map_or("a step".into(), |law| format!("a step, exponent {:.2}", law.exponent));
     Chart {
-        title: format!("A step as its {} grows: {}", details.grow.name(), report.machine.cpu),
+        title: format!("A step as its {} grows: {}", details.grow.name(), report.machine.title()),
         axes: [details.grow.name().into(), "milliseconds".into()],
         series: vec![Series { name, points, line }],
         limits: Vec::new(),

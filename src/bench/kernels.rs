@@ -4,13 +4,15 @@ use serde::Serialize;
 
 use super::cases::Case;
 use super::ceiling::Ceilings;
+use super::gpu;
 use super::measure::{self, Effort, Times};
 use super::parity;
 use super::recorder::Built;
-use super::report::{KernelDetails, KernelReport, Measured, Report};
-use crate::device::Executable;
+use super::report::{KernelDetails, KernelReport, Measured, Report, Skipped};
 use crate::device::cpu::Cpu;
-use crate::error::Result;
+use crate::device::{Device, DeviceSpec, Executable};
+use crate::error::{Error, Result};
+use crate::graph::StoreLayout;
 use crate::machine::Machine;
 use crate::ops::Cost;
 
@@ -28,7 +30,7 @@ pub struct KernelResult {
     pub parity_error: f64,
     /// Images of the parity run.
     pub parity_batch: usize,
-    /// Launches that the op would be on a GPU.
+    /// Launches of the op on the device; on the processor those that it would be on a GPU.
     pub launches: usize,
     /// Floating-point operations.
     pub flops: f64,
@@ -47,7 +49,9 @@ pub struct KernelResult {
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Threads.
+    /// What is measured.
+    pub device: DeviceSpec,
+    /// Threads of the processor.
     pub threads: usize,
     /// Few and short samples.
     pub quick: bool,
@@ -96,25 +100,36 @@ impl Prepared {
     }
 }
 
-/// Runs all cases; `look` is told the number and the name of each before it starts.
+/// Runs all cases; `look` is told the number and the name of each before it starts. What a GPU has no kernel or no room for
+/// is left out.
 ///
 /// # Errors
-/// [`crate::Error::Usage`] if the threads cannot be started, [`crate::Error::Memory`] if a case does not fit.
+/// [`Error::Usage`] if the threads cannot be started or a GPU cannot measure, [`Error::Memory`] if a case does not fit into
+/// the memory of the processor, [`Error::Device`] if the device fails.
 pub fn run_all(cases: &[Case], settings: &Settings, mut look: impl FnMut(usize, &str)) -> Result<KernelReport> {
-    let ceilings = Ceilings::measure(settings.threads, settings.quick)?;
-    let mut results = Vec::with_capacity(cases.len());
+    let Settings { device: spec, threads, quick, .. } = *settings;
+    // Held throughout: opening a device again is cheap while one is open.
+    let held = Device::open(&spec, &StoreLayout::new(), threads)?;
+    let ceilings = if spec.is_cpu() { Ceilings::measure(threads, quick)? } else { gpu::ceilings(spec, quick)? };
+    let (mut results, mut skipped) = (Vec::with_capacity(cases.len()), Vec::new());
     for (number, case) in cases.iter().enumerate() {
         look(number, &case.name);
-        results.push(run(case, settings, &ceilings)?);
+        match run(case, settings, &ceilings) {
+            Ok(result) => results.push(result),
+            Err(error @ (Error::Usage(_) | Error::Memory(_))) if !spec.is_cpu() => {
+                skipped.push(Skipped { name: case.name.clone(), reason: error.to_string() });
+            }
+            Err(error) => return Err(error),
+        }
     }
     let failed = results.iter().filter(|r| !r.passed).map(|r| r.measured.name.clone()).collect();
     Ok(Report {
         bench: "kernels",
-        machine: Machine::here(settings.threads),
-        quick: settings.quick,
+        machine: Machine::with(&held, threads),
+        quick,
         cases: results,
         changes: None,
-        details: KernelDetails { ceilings, failed },
+        details: KernelDetails { ceilings, failed, skipped },
     })
 }
 
@@ -123,14 +138,19 @@ pub fn run_all(cases: &[Case], settings: &Settings, mut look: impl FnMut(usize, 
 /// # Errors
 /// As [`Prepared::new`].
 pub fn run(case: &Case, settings: &Settings, ceilings: &Ceilings) -> Result<KernelResult> {
-    let found = parity::check(case, settings.threads)?;
+    let found = parity::check(case, (settings.device, settings.threads))?;
     let passed = found.error <= settings.tolerance;
-    let mut prepared = Prepared::new(case, settings.threads)?;
-    let cost = prepared.cost();
-    let times = if passed {
-        measure::sample(Effort::new(settings.quick), |repeats| prepared.run(repeats))
-    } else {
-        Times::default()
+    let (times, cost) = match settings.device {
+        DeviceSpec::Cpu => {
+            let mut prepared = Prepared::new(case, settings.threads)?;
+            let sample = |prepared: &mut Prepared| measure::sample(Effort::new(settings.quick), |n| prepared.run(n));
+            (if passed { sample(&mut prepared) } else { Times::default() }, prepared.cost())
+        }
+        spec => {
+            let built = case.build(case.batch)?;
+            let measured = if passed { gpu::time(&built, spec, settings.quick)? } else { Default::default() };
+            (measured.0, Cost { launches: measured.1, ..built.cost })
+        }
     };
     let rate = |amount: f64| if passed { amount / times.seconds().max(f64::MIN_POSITIVE) * 1e-9 } else { 0.0 };
     Ok(KernelResult {

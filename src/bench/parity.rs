@@ -2,9 +2,11 @@
 //! the reference in f64, at a batch that the reference can bear.
 
 use super::cases::Case;
+use super::gpu::drawn;
 use super::recorder::Built;
 use crate::device::cpu::Cpu;
 use crate::device::reference::Reference;
+use crate::device::{Device, DeviceSpec};
 use crate::error::Result;
 
 /// Images of a parity run at most. Batches are cut into tasks by image, so three take the same paths as many, an odd one
@@ -27,12 +29,13 @@ pub struct Parity {
 /// Runs a case on the device and on the reference.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] if it cannot be recorded, [`crate::Error::Memory`] if it does not fit.
-pub fn check(case: &Case, threads: usize) -> Result<Parity> {
+/// [`crate::Error::Shape`] if it cannot be recorded, [`crate::Error::Memory`] if it does not fit, [`crate::Error::Usage`] if
+/// the device is missing or has no kernel for an op, [`crate::Error::Device`] if it fails.
+pub fn check(case: &Case, (spec, threads): (DeviceSpec, usize)) -> Result<Parity> {
     let batch = case.batch.min(BATCH);
     let built = case.build(batch)?;
     let expected = reference(&built);
-    let found = device(&built, threads)?;
+    let found = if spec.is_cpu() { processor(&built, threads)? } else { gpu(&built, spec)? };
     let error = found.iter().zip(&expected).map(|(a, b)| distance(a, b)).fold(0.0, f64::max);
     Ok(Parity { batch, error })
 }
@@ -57,14 +60,27 @@ fn reference(built: &Built) -> Vec<Vec<f64>> {
     built.results.iter().map(|&t| device.read(&built.program, t)).collect()
 }
 
-fn device(built: &Built, threads: usize) -> Result<Vec<Vec<f64>>> {
+fn wide(values: Vec<f32>) -> Vec<f64> {
+    values.into_iter().map(f64::from).collect()
+}
+
+fn processor(built: &Built, threads: usize) -> Result<Vec<Vec<f64>>> {
     let mut cpu = Cpu::new(&built.layout, threads)?;
     let exe = cpu.prepare(built.program.clone())?;
     built.draw(|state, i, value| cpu.state_mut(state)[i] = value);
     cpu.poison();
     cpu.run(&exe);
-    let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
     Ok(built.results.iter().map(|&t| wide(cpu.read(&exe, t))).collect())
+}
+
+fn gpu(built: &Built, spec: DeviceSpec) -> Result<Vec<Vec<f64>>> {
+    let mut device = Device::open(&spec, &built.layout, 1)?;
+    let exe = device.prepare(built.program.clone())?;
+    for (state, values) in drawn(built) {
+        device.write(state, &values)?;
+    }
+    device.run(&exe)?;
+    built.results.iter().map(|&t| device.read_tensor(&exe, t).map(wide)).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::cases::Timed;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Program, Shape, State, StoreLayout, Tensor};
+use crate::graph::{Graph, Node, Program, Shape, State, StoreLayout, Tensor};
 use crate::ops::Cost;
 use crate::ops::dense::Dense;
 use crate::ops::elementwise::Linear;
@@ -16,7 +16,7 @@ use crate::ops::norm::{NormTensors, Normalised};
 use crate::random::{Stream, normal, uniform};
 
 /// Prefix of the names of the loss's tensors.
-const PROBE: &str = "probe.";
+pub(super) const PROBE: &str = "probe.";
 /// Purpose of the draws, for the counter-based generator.
 const PURPOSE: u32 = 96;
 /// Added to variances by batch norm.
@@ -155,7 +155,7 @@ impl Recorder {
         }
         if let Timed::Op(op) = timed {
             // What the op itself writes, and nothing that would need ops behind it.
-            let nodes = self.graph.nodes().iter().filter(|n| n.op.name() == op);
+            let nodes = self.graph.nodes().iter().filter(|n| n.op.name() == op && !probes(&self.graph, n));
             let heaviest = nodes.max_by(|a, b| a.cost(&self.graph).bytes.total_cmp(&b.cost(&self.graph).bytes));
             let node = heaviest.ok_or_else(|| missing(name, op))?;
             results = node.outputs.iter().map(|o| o.tensor).collect();
@@ -169,7 +169,9 @@ impl Recorder {
                 };
                 (0..program.nodes().len()).filter(writes).collect()
             }
-            Timed::Layer => (0..program.nodes().len()).filter(|&i| !probes(&program, i)).collect(),
+            Timed::Layer => {
+                (0..program.nodes().len()).filter(|&i| !probes(program.graph(), &program.nodes()[i])).collect()
+            }
         };
         if chosen.is_empty() {
             return Err(missing(name, timed.op()));
@@ -185,10 +187,9 @@ fn missing(name: &str, op: &'static str) -> Error {
 }
 
 /// Whether an op belongs to the loss.
-fn probes(program: &Program, node: usize) -> bool {
-    let node = &program.nodes()[node];
+fn probes(graph: &Graph, node: &Node) -> bool {
     let tensors = node.inputs.iter().copied().chain(node.outputs.iter().map(|o| o.tensor));
-    tensors.into_iter().any(|t| program.graph().info(t).name.contains(PROBE))
+    tensors.into_iter().any(|t| graph.info(t).name.contains(PROBE))
 }
 
 /// A recorded case.

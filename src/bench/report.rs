@@ -47,6 +47,18 @@ pub struct KernelDetails {
     pub ceilings: Ceilings,
     /// Names of the cases that disagree with the reference.
     pub failed: Vec<String>,
+    /// What the device has no kernel or no room for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+}
+
+/// A case that the device cannot run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Skipped {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Result of the kernels.
@@ -103,19 +115,17 @@ pub fn ceilings(machine: &Machine, c: &Ceilings) -> String {
         };
         list.iter().map(one).collect::<Vec<_>>().join(", ")
     };
-    format!(
-        "{}\nmultiply-adds  {:.0} GFLOP/s on 1 thread, {:.0} on {}\ncopy           1 thread: {}; {} threads: {}\ndispatch       \
-         {:.0} ns an op, {:.1} us a replay\n",
-        machine.line(),
-        c.gflops_one,
-        c.gflops,
-        machine.threads,
-        copies(&c.copy_one),
-        machine.threads,
-        copies(&c.copy),
-        c.op_nanoseconds,
-        c.replay_nanoseconds * 1e-3,
-    )
+    let (line, threads, copy) = (machine.line(), machine.threads, copies(&c.copy));
+    let (op, replay) = (c.op_nanoseconds, c.replay_nanoseconds * 1e-3);
+    let both = match (c.gflops_one, c.gflops) {
+        (Some(one), Some(all)) => format!(
+            "multiply-adds  {one:.0} GFLOP/s on 1 thread, {all:.0} on {threads}\ncopy           1 thread: {}; {threads} \
+             threads: {copy}",
+            copies(&c.copy_one)
+        ),
+        _ => format!("multiply-adds  not measured: floors are those of the traffic alone\ncopy           {copy}"),
+    };
+    format!("{line}\n{both}\ndispatch       {op:.0} ns an op, {replay:.1} us a replay\n")
 }
 
 /// The result of the kernels as text.
@@ -150,6 +160,9 @@ pub fn kernels(report: &KernelReport) -> String {
             report.details.failed.len(),
             report.cases.len()
         );
+    }
+    for Skipped { name, reason } in &report.details.skipped {
+        let _ = writeln!(text, "{name}: not on this device: {reason}");
     }
     text + &quick_note(report.quick) + &report.changes.as_deref().map(changes).unwrap_or_default()
 }

@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::chart::{Chart, Series};
 use super::measure::{self, Effort, PowerLaw};
 use super::report::{Measured, Report, Table, changes, milliseconds};
+use crate::device::{Device, DeviceSpec};
 use crate::error::{Error, Result};
+use crate::graph::StoreLayout;
 use crate::machine::Machine;
 use crate::random::{Stream, normal};
 use crate::transport::{Cloud, Costs, Domain, Epsilon, Options, Points, Problem, Schedule, Solution, Values, solve};
@@ -38,6 +40,22 @@ impl Shape {
     pub const BATCH: Self = Self { problems: 190, points: 256, dimensions: 64 };
     /// One large problem.
     pub const SINGLE: Self = Self { problems: 1, points: 2000, dimensions: 64 };
+    /// What is timed where nothing else is asked for.
+    pub const USUAL: [Self; 2] = [Self::BATCH, Self::SINGLE];
+
+    /// Reads `PROBLEMSxPOINTSxDIMENSIONS`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for anything but three numbers above 0.
+    pub fn parse(text: &str) -> Result<Self> {
+        let numbers: Vec<usize> = text.split('x').filter_map(|n| n.parse().ok().filter(|&n| n > 0)).collect();
+        match numbers[..] {
+            [problems, points, dimensions] if text.matches('x').count() == 2 => {
+                Ok(Self { problems, points, dimensions })
+            }
+            _ => Err(Error::usage(format!("shape `{text}`: expected PROBLEMSxPOINTSxDIMENSIONS, such as 1x2000x64"))),
+        }
+    }
 
     fn name(self, domain: Domain) -> String {
         let Self { problems, points, dimensions } = self;
@@ -66,7 +84,7 @@ impl Subject {
     ///
     /// # Errors
     /// Those of [`Points::new`].
-    pub fn new(shape: Shape, domain: Domain, threads: usize) -> Result<Self> {
+    pub fn new(shape: Shape, domain: Domain, (device, threads): (DeviceSpec, usize)) -> Result<Self> {
         let Shape { problems, points, dimensions } = shape;
         let clouds = (2..).find(|n| n * (n - 1) / 2 >= problems).unwrap_or(2);
         let stream = Stream::new(0, PURPOSE_POINTS);
@@ -86,8 +104,15 @@ impl Subject {
         let problem = |(a, b)| Problem::uniform(points.cloud(a), points.cloud(b), Epsilon::Mean(EPSILON));
         let problems = pairs.take(problems).map(problem).collect();
         let schedule = Schedule::Converge { factor: 1.0 };
-        let options =
-            Options { schedule, iterations: ITERATIONS, tolerance: -1.0, domain, threads, ..Options::default() };
+        let options = Options {
+            schedule,
+            iterations: ITERATIONS,
+            tolerance: -1.0,
+            domain,
+            device,
+            threads,
+            ..Options::default()
+        };
         Ok(Self { points, problems, options })
     }
 
@@ -142,6 +167,24 @@ impl Axis {
     }
 }
 
+/// What to time.
+#[derive(Clone, Copy, Debug)]
+pub enum What<'a> {
+    /// Problems of these shapes.
+    Shapes(&'a [Shape]),
+    /// A quantity that grows through these values.
+    Series(Axis, &'a [usize]),
+}
+
+impl What<'_> {
+    fn axis(self) -> Option<Axis> {
+        match self {
+            Self::Shapes(_) => None,
+            Self::Series(axis, _) => Some(axis),
+        }
+    }
+}
+
 /// One solve that was timed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Solved {
@@ -176,8 +219,8 @@ pub struct SolveDetails {
 /// Result of the solves.
 pub type SolveReport = Report<Solved, SolveDetails>;
 
-fn time(shape: Shape, domain: Domain, threads: usize, quick: bool) -> Result<Solved> {
-    let subject = Subject::new(shape, domain, threads)?;
+fn time(shape: Shape, domain: Domain, on: (DeviceSpec, usize), quick: bool) -> Result<Solved> {
+    let subject = Subject::new(shape, domain, on)?;
     let mut failed = None;
     let times = measure::sample(Effort::new(quick), |repeats| {
         (0..repeats).for_each(|_| failed = failed.take().or(subject.solve().err()));
@@ -194,19 +237,14 @@ fn time(shape: Shape, domain: Domain, threads: usize, quick: bool) -> Result<Sol
     })
 }
 
-/// Times both shapes, or a series, in both domains; `look` is told each case before it starts.
+/// Times shapes, or a series, in both domains; `look` is told each case before it starts.
 ///
 /// # Errors
 /// [`Error::Usage`] for fewer than two different values, and those of the solver.
-pub fn run(
-    grow: Option<(Axis, &[usize])>,
-    threads: usize,
-    quick: bool,
-    mut look: impl FnMut(&str),
-) -> Result<SolveReport> {
-    let shapes: Vec<(usize, Shape)> = match grow {
-        None => vec![(0, Shape::BATCH), (0, Shape::SINGLE)],
-        Some((axis, values)) => {
+pub fn run(what: What<'_>, on: (DeviceSpec, usize), quick: bool, mut look: impl FnMut(&str)) -> Result<SolveReport> {
+    let shapes: Vec<(usize, Shape)> = match what {
+        What::Shapes(shapes) => shapes.iter().map(|&shape| (0, shape)).collect(),
+        What::Series(axis, values) => {
             let mut values = values.to_vec();
             values.sort_unstable();
             values.dedup();
@@ -219,19 +257,21 @@ pub fn run(
             values.into_iter().map(|v| (v, axis.set(v))).collect()
         }
     };
+    // Held throughout: a solve opens its device, which is cheap while one is open.
+    let held = Device::open(&on.0, &StoreLayout::new(), on.1)?;
     let (mut cases, mut laws) = (Vec::new(), Vec::new());
     for domain in [Domain::Log, Domain::Kernel] {
         let mut points = Vec::new();
         for &(value, shape) in &shapes {
             look(&shape.name(domain));
-            let solved = time(shape, domain, threads, quick)?;
+            let solved = time(shape, domain, on, quick)?;
             points.push((value as f64, solved.measured.times.milliseconds));
             cases.push(solved);
         }
         laws.push((domain_name(domain), PowerLaw::fit(&points)));
     }
-    let details = SolveDetails { grow: grow.map(|(axis, _)| Growth { axis, laws }) };
-    Ok(Report { bench: "transport", machine: Machine::here(threads), quick, cases, changes: None, details })
+    let details = SolveDetails { grow: what.axis().map(|axis| Growth { axis, laws }) };
+    Ok(Report { bench: "transport", machine: Machine::with(&held, on.1), quick, cases, changes: None, details })
 }
 
 /// The result as text.
@@ -273,7 +313,7 @@ pub fn chart(report: &SolveReport) -> Option<Chart> {
         Series { name, points, line }
     };
     Some(Chart {
-        title: format!("{ITERATIONS} Sinkhorn iterations as the {} grow: {}", grow.axis.name(), report.machine.cpu),
+        title: format!("{ITERATIONS} Sinkhorn iterations as the {} grow: {}", grow.axis.name(), report.machine.title()),
         axes: [grow.axis.name().into(), "milliseconds".into()],
         series: grow.laws.iter().map(series).collect(),
         limits: Vec::new(),
@@ -288,17 +328,30 @@ mod tests {
     fn a_subject_has_its_shape_and_its_iterations() {
         let shape = Shape { problems: 4, points: 5, dimensions: 3 };
         for domain in [Domain::Log, Domain::Kernel] {
-            let solutions = Subject::new(shape, domain, 1).unwrap().solve().unwrap();
+            let solutions = Subject::new(shape, domain, (DeviceSpec::Cpu, 1)).unwrap().solve().unwrap();
             assert_eq!(solutions.len(), 4);
             assert!(solutions.iter().all(|s| s.iterations == ITERATIONS && s.lower <= s.upper), "{solutions:?}");
         }
     }
 
     #[test]
+    fn shapes_are_read() {
+        assert_eq!(Shape::parse("1x2000x64").unwrap(), Shape::SINGLE);
+        for bad in ["", "1x2", "1x2x3x4", "0x2x3", "1xx3", "1x2xa", "1x2x-3"] {
+            assert!(Shape::parse(bad).unwrap_err().to_string().contains("PROBLEMSxPOINTSxDIMENSIONS"), "{bad}");
+        }
+        let shape = Shape { problems: 3, points: 6, dimensions: 2 };
+        let report = run(What::Shapes(&[shape]), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
+        assert!(report.cases.len() == 2 && report.cases.iter().all(|c| c.shape == shape));
+    }
+
+    #[test]
     fn a_series_needs_two_values() {
-        let refused = |values: &[usize]| run(Some((Axis::Points, values)), 1, true, |_| ()).unwrap_err().to_string();
+        let refused = |values: &[usize]| {
+            run(What::Series(Axis::Points, values), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap_err().to_string()
+        };
         assert!(refused(&[4, 4]).contains("--grow points") && refused(&[0, 4]).contains("above 0"));
-        let report = run(Some((Axis::Points, &[4, 8])), 1, true, |_| ()).unwrap();
+        let report = run(What::Series(Axis::Points, &[4, 8]), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
         assert_eq!((report.cases.len(), report.details.grow.as_ref().unwrap().laws.len()), (4, 2));
         assert!(chart(&report).unwrap().series.iter().all(|s| s.points.len() == 2));
     }

@@ -6,13 +6,14 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::ceiling::Ceilings;
-use super::loader::put;
+use super::gpu;
 use super::measure::Times;
 use super::report::{Measured, Report};
 use crate::config::{SearchConfig, TrainConfig};
 use crate::data::{Batch, Geometry, Normalisation};
-use crate::device::Executable;
-use crate::device::cpu::Cpu;
+use crate::device::cpu::OpTime;
+use crate::device::paged::Gpu;
+use crate::device::{Device, DeviceSpec, Executable};
 use crate::error::{Error, Result};
 use crate::graph::{Program, State};
 use crate::machine::Machine;
@@ -23,6 +24,8 @@ use crate::search::step::{BatchStates, ModelStates, Order};
 
 /// Purpose of the synthetic pixels, for the counter-based generator.
 const PURPOSE_PIXELS: u32 = 64;
+/// Replays over which a profile is the mean.
+const REPEATS: usize = 3;
 
 /// Whose step is timed.
 #[derive(Clone, Debug)]
@@ -63,6 +66,9 @@ pub struct StepDetails {
     pub peak_bytes: usize,
     /// High-water mark of the process.
     pub peak_rss_bytes: Option<usize>,
+    /// Median seconds until a step was started on a GPU, which may then still be under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_seconds: Option<f64>,
     /// Threads used.
     pub threads: usize,
     /// Images that pass forward and backward to train weights, a second.
@@ -71,16 +77,20 @@ pub struct StepDetails {
     pub flops: f64,
     /// Least bytes that a step moves, op by op.
     pub bytes: f64,
-    /// Launches of a step on a GPU.
+    /// Launches of a step on the GPU; on the processor those that it would be on one, none merged.
     pub launches: usize,
     /// Billions of operations a second.
     pub gflops: f64,
     /// What the machine can do, if a profile was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ceilings: Option<Ceilings>,
-    /// Where the time of one step goes, by kind of op, the slowest first.
+    /// Where the time of one step goes, by kind of op, the slowest first. On a GPU without merging: a merged launch is of
+    /// several ops.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<Vec<OpShare>>,
+    /// Where the time goes on a GPU, by kernel as merged, the slowest first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Vec<KernelShare>>,
 }
 
 /// Result of a step.
@@ -107,9 +117,22 @@ pub struct OpShare {
     pub ceiling_share: f64,
 }
 
+/// All launches of one kernel in one step.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelShare {
+    /// Its entry point.
+    pub kernel: &'static str,
+    /// Launches.
+    pub launches: usize,
+    /// Time of all of them.
+    pub milliseconds: f64,
+    /// Share of the time of all kernels.
+    pub time_share: f64,
+}
+
 /// The programs of a step, ready to run.
 pub struct Workload {
-    cpu: Cpu,
+    device: Device,
     programs: Vec<Executable>,
     /// Raised when a gradient was not finite.
     flag: State,
@@ -141,47 +164,50 @@ impl Subject {
         }
     }
 
-    fn threads(&self) -> usize {
-        run::threads(match &self.recipe {
-            Recipe::Search(config) => config.threads,
-            Recipe::Training(config) => config.threads,
-        })
+    /// What computes, and the threads of the processor.
+    fn on(&self) -> (DeviceSpec, usize) {
+        let (device, threads) = match &self.recipe {
+            Recipe::Search(config) => (config.device, config.threads),
+            Recipe::Training(config) => (config.device, config.threads),
+        };
+        (device, run::threads(threads))
     }
 
     /// Records and prepares the programs of the step, with drawn weights and staged images.
     ///
     /// # Errors
-    /// [`Error::Usage`] or [`Error::Shape`] if the settings make no network, [`Error::Memory`] if it does not fit.
+    /// [`Error::Usage`] or [`Error::Shape`] if the settings make no network, [`Error::Memory`] if it does not fit, and those
+    /// of [`Device::open`].
     pub fn prepare(&self) -> Result<Workload> {
-        let (classes, size, threads) = (self.classes, self.size, self.threads());
+        let (classes, size, (spec, threads)) = (self.classes, self.size, self.on());
         let norm = Normalisation { mean: vec![0.5; size.channels], std: vec![0.25; size.channels] };
         match &self.recipe {
             Recipe::Search(config) => {
                 config.check()?;
                 let mut setup = crate::search::run::Setup::new(config, &[(classes, norm)], size, config.batch)?;
-                let mut cpu = Cpu::new(&setup.layout, threads)?;
+                let mut device = Device::open(&spec, &setup.layout, threads)?;
                 for (state, values) in setup.initial(config.seed) {
-                    cpu.state_mut(state).copy_from_slice(&values);
+                    device.write(state, &values)?;
                 }
                 let task = setup.tasks.remove(0);
                 let s = task.states;
-                cpu.state_mut(s.model.rate)[0] = config.learning_rate as f32;
-                cpu.state_mut(s.alpha_rate)[0] = config.alpha_learning_rate as f32;
-                stage(&mut cpu, &[s.model.train, s.valid], classes, config.seed);
-                Workload::new(cpu, vec![task.architecture, task.weight], &s.model)
+                device.write(s.model.rate, &[config.learning_rate as f32])?;
+                device.write(s.alpha_rate, &[config.alpha_learning_rate as f32])?;
+                stage(&mut device, &[s.model.train, s.valid], classes, config.seed)?;
+                Workload::new(device, vec![task.architecture, task.weight], &s.model)
             }
             Recipe::Training(config) => {
                 config.check()?;
                 let setup = crate::train::run::Setup::new(config, classes, size, config.batch, norm)?;
-                let mut cpu = Cpu::new(&setup.layout, threads)?;
+                let mut device = Device::open(&spec, &setup.layout, threads)?;
                 for (state, values) in setup.initial(config.seed) {
-                    cpu.state_mut(state).copy_from_slice(&values);
+                    device.write(state, &values)?;
                 }
                 let s = setup.states;
-                cpu.state_mut(s.model.rate)[0] = config.learning_rate as f32;
-                cpu.state_mut(s.drop_path)[0] = config.drop_path as f32;
-                stage(&mut cpu, &[s.model.train], classes, config.seed);
-                Workload::new(cpu, vec![setup.train], &s.model)
+                device.write(s.model.rate, &[config.learning_rate as f32])?;
+                device.write(s.drop_path, &[config.drop_path as f32])?;
+                stage(&mut device, &[s.model.train], classes, config.seed)?;
+                Workload::new(device, vec![setup.train], &s.model)
             }
         }
     }
@@ -195,82 +221,125 @@ impl Subject {
         if self.steps == 0 {
             return Err(Error::usage("--steps is 0; at least one step must be timed"));
         }
-        let threads = self.threads();
+        let (spec, threads) = self.on();
         let mut work = self.prepare()?;
-        let mut seconds = Vec::with_capacity(self.steps);
+        let (mut seconds, mut host) = (Vec::with_capacity(self.steps), Vec::with_capacity(self.steps));
         for step in 0..self.warmup + self.steps {
             let start = Instant::now();
-            work.step();
+            work.step()?;
+            let started = start.elapsed().as_secs_f64();
+            work.device.wait(work.flag)?;
             if step >= self.warmup {
                 seconds.push(start.elapsed().as_secs_f64());
+                host.push(started);
             }
         }
-        if work.cpu.state(work.flag)[0] != 0.0 {
+        if work.device.read(work.flag)?[0] != 0.0 {
             return Err(Error::NonFinite(
                 "a gradient of the timed steps was not finite; the times mean nothing".into(),
             ));
         }
         let peak_rss_bytes = run::peak_rss_bytes();
         let times = Times::of(&seconds);
-        let (mut ceilings, mut profile) = (None, None);
+        let peak_bytes = work.device.peak_bytes();
+        let (mut ceilings, mut profile, mut kernels) = (None, None, None);
         if self.profile {
-            let measured = Ceilings::measure(threads, false)?;
-            profile = Some(work.profile(&measured));
+            let measured = match spec {
+                DeviceSpec::Cpu => Ceilings::measure(threads, false)?,
+                _ => gpu::ceilings(spec, false)?,
+            };
+            profile = Some(work.profile(&measured)?);
+            kernels = work.kernels()?;
             ceilings = Some(measured);
         }
         let details = StepDetails {
             milliseconds: times.milliseconds,
             milliseconds_min: times.milliseconds_min,
             steps: self.steps,
-            peak_bytes: work.cpu.peak_bytes(),
+            peak_bytes,
             peak_rss_bytes,
+            host_seconds: (!spec.is_cpu()).then(|| Times::of(&host).seconds()),
             threads,
             images_per_second: self.batch() as f64 / times.seconds(),
             flops: work.cost.flops,
             bytes: work.cost.bytes,
-            launches: work.cost.launches,
+            launches: work.launches(),
             gflops: work.cost.flops / times.seconds() * 1e-9,
             ceilings,
             profile,
+            kernels,
         };
-        let machine = Machine::here(threads);
+        let machine = Machine::with(&work.device, threads);
         let cases = vec![Measured { name: self.name(), times }];
         Ok(Report { bench: "step", machine, quick: false, cases, changes: None, details })
     }
 }
 
 /// Fills batches with random pixels.
-fn stage(cpu: &mut Cpu, parts: &[BatchStates], classes: usize, seed: u64) {
+fn stage(device: &mut Device, parts: &[BatchStates], classes: usize, seed: u64) -> Result<()> {
     for (number, states) in parts.iter().enumerate() {
         let stream = Stream::new(seed, PURPOSE_PIXELS + number as u32);
         let rows = states.labels.shape.len();
         let pixels = (0..states.pixels.shape.len()).map(|i| (stream.block(0, i as u32)[0] >> 24) as f32).collect();
         let labels = (0..rows).map(|i| (i % classes) as f32).collect();
         let indices = (0..rows).map(|i| i as f32).collect();
-        put(cpu, states, &Batch { pixels, labels, indices, rows });
+        run::stage(device, states, &Batch { pixels, labels, indices, rows })?;
     }
+    Ok(())
 }
 
 impl Workload {
-    fn new(mut cpu: Cpu, programs: Vec<Program>, states: &ModelStates) -> Result<Self> {
+    fn new(mut device: Device, programs: Vec<Program>, states: &ModelStates) -> Result<Self> {
         let cost = programs.iter().map(Program::cost).sum();
-        let programs = programs.into_iter().map(|program| cpu.prepare(program)).collect::<Result<_>>()?;
-        Ok(Self { cpu, programs, flag: states.flag, cost })
+        let programs = programs.into_iter().map(|program| device.prepare(program)).collect::<Result<_>>()?;
+        Ok(Self { device, programs, flag: states.flag, cost })
     }
 
-    /// Runs one step.
-    pub fn step(&mut self) {
-        for program in &self.programs {
-            self.cpu.run(program);
+    /// Runs one step; on a GPU it may still be under way afterwards.
+    ///
+    /// # Errors
+    /// Those of [`Device::run`].
+    pub fn step(&mut self) -> Result<()> {
+        self.programs.iter().try_for_each(|program| self.device.run(program))
+    }
+
+    fn launches(&self) -> usize {
+        match &self.device {
+            Device::Cpu(_) => self.cost.launches,
+            Device::Gpu(gpu) => self.programs.iter().map(|exe| gpu.launches(exe)).sum(),
         }
     }
 
+    /// Time of each kernel of a GPU, the slowest first.
+    fn kernels(&mut self) -> Result<Option<Vec<KernelShare>>> {
+        let Device::Gpu(gpu) = &mut self.device else { return Ok(None) };
+        let mut shares: Vec<KernelShare> = Vec::new();
+        for exe in &self.programs {
+            for time in gpu.profile(exe, REPEATS)? {
+                let at = shares.iter().position(|s| s.kernel == time.kernel).unwrap_or_else(|| {
+                    let kernel = time.kernel;
+                    shares.push(KernelShare { kernel, launches: 0, milliseconds: 0.0, time_share: 0.0 });
+                    shares.len() - 1
+                });
+                shares[at].launches += time.launches;
+                shares[at].milliseconds += time.seconds * 1e3;
+            }
+        }
+        let total: f64 = shares.iter().map(|s| s.milliseconds).sum();
+        shares.iter_mut().for_each(|s| s.time_share = s.milliseconds / total.max(f64::MIN_POSITIVE));
+        shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
+        Ok(Some(shares))
+    }
+
     /// Time, work and floor of each kind of op, the slowest first.
-    fn profile(&mut self, ceilings: &Ceilings) -> Vec<OpShare> {
-        const REPEATS: usize = 3;
+    fn profile(&mut self, ceilings: &Ceilings) -> Result<Vec<OpShare>> {
         let mut kinds: Vec<(OpShare, Cost)> = Vec::new();
         for exe in &self.programs {
-            for (op, seconds, count) in self.cpu.profile(exe, REPEATS) {
+            let times = match &mut self.device {
+                Device::Cpu(cpu) => cpu.profile(exe, REPEATS),
+                Device::Gpu(gpu) => op_times(gpu.as_mut(), exe)?,
+            };
+            for (op, seconds, count) in times {
                 let at = kinds.iter().position(|k| k.0.op == op).unwrap_or_else(|| {
                     kinds.push((OpShare { op, ..OpShare::default() }, Cost::default()));
                     kinds.len() - 1
@@ -298,6 +367,21 @@ impl Workload {
             })
             .collect();
         shares.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
-        shares
+        Ok(shares)
     }
+}
+
+/// Mean seconds and number of the ops of each kind.
+fn op_times(gpu: &mut dyn Gpu, exe: &Executable) -> Result<Vec<OpTime>> {
+    let replays = gpu.op_times(exe, REPEATS)?.replays;
+    let mut times: Vec<OpTime> = Vec::new();
+    for (index, node) in exe.program().nodes().iter().enumerate() {
+        let op = node.op.name();
+        let seconds = replays.iter().map(|ops| ops[index]).sum::<f64>() / REPEATS as f64;
+        match times.iter_mut().find(|time| time.0 == op) {
+            Some(time) => *time = (op, time.1 + seconds, time.2 + 1),
+            None => times.push((op, seconds, 1)),
+        }
+    }
+    Ok(times)
 }

@@ -24,6 +24,9 @@ pub struct FolderFlags {
     /// TOML file of settings; flags go before it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<std::path::PathBuf>,
+    /// On a CUDA device: start launch by launch instead of replaying captured graphs, for debuggers. Results are the same.
+    #[arg(long)]
+    pub no_capture: bool,
 }
 
 /// What a run says that is continued although it was stopped before its first checkpoint.
@@ -58,7 +61,9 @@ pub fn run<S: Settings, R>(
     body: impl FnOnce(&S, bool, &mut Control<'_>) -> Result<R>,
 ) -> Result<R> {
     let wanted = Wanted::new::<S>(flags.config.as_deref(), given)?;
-    let prepared = prepare::<S>(flags, &wanted)?;
+    let mut prepared = prepare::<S>(flags, &wanted)?;
+    let device = prepared.settings.device();
+    *device = device.with_capture(!flags.no_capture);
     limit_threads(threads(&prepared.settings))?;
     let stop = interrupt::catch()?;
     let mut progress = Progress::new();

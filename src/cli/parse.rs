@@ -43,6 +43,11 @@ pub fn device(text: &str) -> Result<DeviceSpec, String> {
     text.parse::<DeviceSpec>().map_err(|error| error.to_string())
 }
 
+/// A device of any build.
+pub fn any_device(text: &str) -> Result<DeviceSpec, String> {
+    DeviceSpec::try_from(text.to_string()).map_err(|error| error.to_string())
+}
+
 /// An embedder.
 pub fn embedder(text: &str) -> Result<Choice, String> {
     match text {

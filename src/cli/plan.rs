@@ -5,6 +5,7 @@ use serde::Serialize;
 use supernet::Result;
 use supernet::config::{SearchConfig, TrainConfig};
 use supernet::data::Geometry;
+use supernet::device::DeviceSpec;
 use supernet::search::run::PlanReport;
 use supernet::search::step::Order;
 
@@ -15,6 +16,7 @@ const AFTER_HELP: &str = "\
 Examples:
   supernet plan --channels 16 --layers 8 --classes 10 --size 32x32x3 --batch 64
   supernet plan --order second --batch 32 --memory-limit 2048
+  supernet plan --device wgpu --batch 64
   supernet plan --genotype DARTS_V2 --channels 36 --layers 20 --json";
 
 /// Memory, operations, parameters and launches of a supernet, or of the network of a genotype, without running it.
@@ -42,6 +44,10 @@ pub struct Arguments {
     /// Architecture gradient of the search step: first or second.
     #[arg(long, value_name = "first|second", default_value = "first", value_parser = parse::order)]
     order: Order,
+    /// The device for which launches and memory are counted; it need not be there: cpu, wgpu (as all of them grant it) or
+    /// cuda.
+    #[arg(long, value_name = "DEVICE", value_parser = parse::any_device, default_value = "cpu")]
+    device: DeviceSpec,
     /// Fail if the engine needs more memory.
     #[arg(long, value_name = "MiB")]
     memory_limit: Option<u32>,
@@ -55,13 +61,14 @@ struct Report {
     batch: usize,
     classes: usize,
     size: Geometry,
+    device: DeviceSpec,
     #[serde(flatten)]
     plan: PlanReport,
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let given = |value: Option<u32>, default: usize| value.map_or(default, |n| n as usize);
-    let (classes, size) = (arguments.classes as usize, arguments.size);
+    let (classes, size, device) = (arguments.classes as usize, arguments.size, arguments.device);
     let memory_limit = arguments.memory_limit.map(|mib| mib as usize);
     let report = match &arguments.genotype {
         None => {
@@ -71,12 +78,13 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
                 layers: given(arguments.layers, defaults.layers),
                 batch: given(arguments.batch, defaults.batch),
                 order: arguments.order,
+                device,
                 memory_limit,
                 ..defaults
             };
             let plan = supernet::search::run::plan(&config, classes, size)?;
             let SearchConfig { channels, layers, batch, .. } = config;
-            Report { network: "supernet", channels, layers, batch, classes, size, plan }
+            Report { network: "supernet", channels, layers, batch, classes, size, device, plan }
         }
         Some(genotype) => {
             let defaults = TrainConfig::default();
@@ -86,12 +94,13 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
                 layers: given(arguments.layers, defaults.layers),
                 batch: given(arguments.batch, defaults.batch),
                 auxiliary: 0.0,
+                device,
                 memory_limit,
                 ..defaults
             };
             let plan = supernet::train::run::plan(&config, classes, size)?;
             let TrainConfig { channels, layers, batch, .. } = config;
-            Report { network: "derived", channels, layers, batch, classes, size, plan }
+            Report { network: "derived", channels, layers, batch, classes, size, device, plan }
         }
     };
     output::print(json, &report, lines)
@@ -99,10 +108,11 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
 
 fn lines(report: &Report) -> Lines {
     let plan = &report.plan;
-    let Report { network, channels, layers, batch, classes, size, .. } = report;
+    let Report { network, channels, layers, batch, classes, size, device, .. } = report;
     Lines::default()
         .add("network", format!("{network}, {channels} channels, {layers} layers, {classes} classes"))
         .add("batch", format!("{batch} images of {size}"))
+        .add("device", device)
         .add("parameters", grouped(plan.parameters))
         .add("multiply-adds an image", millions(plan.macs_per_image))
         .add("memory of the engine", mib(plan.peak_bytes))

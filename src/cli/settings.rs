@@ -226,6 +226,8 @@ pub trait Settings: Serialize + DeserializeOwned + Default {
     const FREE: &'static [&'static str];
     /// Refuses values that make no sense.
     fn check(&self) -> Result<()>;
+    /// What computes.
+    fn device(&mut self) -> &mut DeviceSpec;
 }
 
 impl Settings for SearchConfig {
@@ -234,6 +236,10 @@ impl Settings for SearchConfig {
 
     fn check(&self) -> Result<()> {
         self.check()
+    }
+
+    fn device(&mut self) -> &mut DeviceSpec {
+        &mut self.device
     }
 }
 
@@ -244,6 +250,10 @@ impl Settings for TrainConfig {
     fn check(&self) -> Result<()> {
         self.check()?;
         Genotype::load(&self.genotype).map(|_| ())
+    }
+
+    fn device(&mut self) -> &mut DeviceSpec {
+        &mut self.device
     }
 }
 

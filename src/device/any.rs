@@ -35,8 +35,8 @@ impl Device {
                 Ok(Self::Gpu(Box::new(Paged::new(gpu, layout)?)))
             }
             #[cfg(feature = "cuda")]
-            DeviceSpec::Cuda(index) => {
-                let gpu = super::cuda::Cuda::open(index.unwrap_or(0), true)?;
+            DeviceSpec::Cuda { index, capture } => {
+                let gpu = super::cuda::Cuda::open(index.unwrap_or(0), *capture)?;
                 Ok(Self::Gpu(Box::new(Paged::new(gpu, layout)?)))
             }
             #[allow(unreachable_patterns, reason = "every device may be built in")]
@@ -166,6 +166,17 @@ impl Device {
         match self {
             Self::Cpu(cpu) => Ok(cpu.find_non_finite(exe)),
             Self::Gpu(gpu) => gpu.find_non_finite(exe),
+        }
+    }
+
+    /// Waits until all replays are done, by reading a state, best one of few values.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub fn wait(&mut self, state: State) -> Result<()> {
+        match self {
+            Self::Cpu(_) => Ok(()),
+            Self::Gpu(gpu) => gpu.read(state).map(|_| ()),
         }
     }
 

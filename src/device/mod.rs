@@ -7,6 +7,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod memory;
+pub mod needs;
 pub mod paged;
 pub mod pages;
 pub mod reference;

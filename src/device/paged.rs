@@ -81,6 +81,15 @@ pub struct KernelTime {
     pub launches: usize,
 }
 
+/// The ops of a program, each with launches of its own, as they ran one after the other.
+#[derive(Clone, Debug)]
+pub struct OpTimes {
+    /// Launches of each op.
+    pub launches: Vec<usize>,
+    /// Seconds of each op in each replay.
+    pub replays: Vec<Vec<f64>>,
+}
+
 /// A GPU with store, arena and programs, of whatever kind.
 pub trait Gpu {
     /// What computes, for people.
@@ -127,6 +136,13 @@ pub trait Gpu {
     /// # Errors
     /// As [`Backend::time`].
     fn profile(&mut self, exe: &Executable, repeats: usize) -> Result<Vec<KernelTime>>;
+
+    /// Time of each op in some replays without merging, so that every launch belongs to one op. Changes the store as replays
+    /// do.
+    ///
+    /// # Errors
+    /// As [`Backend::time`] and [`Backend::record`].
+    fn op_times(&mut self, exe: &Executable, repeats: usize) -> Result<OpTimes>;
 
     /// Values of a tensor after a run, row by row. Arena tensors must be among the program's results.
     ///
@@ -286,6 +302,20 @@ impl<B: Backend> Gpu for Paged<B> {
         }
         times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         Ok(times)
+    }
+
+    fn op_times(&mut self, exe: &Executable, repeats: usize) -> Result<OpTimes> {
+        let Prepared { program, placed, .. } = &self.prepared[self.index(exe)];
+        let ops = placed.lower(program, &self.store);
+        let launches: Vec<usize> = ops.iter().map(|op| op.launches.len()).collect();
+        let all: Vec<Launch> = ops.into_iter().flat_map(|op| op.launches).collect();
+        let recording = self.backend.record(&format!("{}, op by op", program.name), &all)?;
+        let mut replays = Vec::with_capacity(repeats);
+        for _ in 0..repeats {
+            let mut seconds = self.backend.time(&recording)?.into_iter();
+            replays.push(launches.iter().map(|&count| seconds.by_ref().take(count).sum()).collect());
+        }
+        Ok(OpTimes { launches, replays })
     }
 
     fn read_tensor(&mut self, exe: &Executable, tensor: Tensor) -> Result<Vec<f32>> {

@@ -17,8 +17,14 @@ pub enum DeviceSpec {
     Cpu,
     /// A GPU by way of Vulkan, Metal or Direct3D; without a number the fastest.
     Wgpu(Option<usize>),
-    /// An NVIDIA GPU; without a number the first.
-    Cuda(Option<usize>),
+    /// An NVIDIA GPU.
+    Cuda {
+        /// Without a number the first.
+        index: Option<usize>,
+        /// Programs are replayed as CUDA graphs, not launch by launch. For whoever looks for a fault: no name of a device
+        /// and no settings tell it.
+        capture: bool,
+    },
 }
 
 /// Kinds of devices, and whether this build has them.
@@ -34,13 +40,21 @@ impl DeviceSpec {
         match self {
             Self::Cpu => "cpu",
             Self::Wgpu(_) => "wgpu",
-            Self::Cuda(_) => "cuda",
+            Self::Cuda { .. } => "cuda",
         }
     }
 
     /// Whether it is the processor, as settings assume where they name no device.
     pub fn is_cpu(&self) -> bool {
         *self == Self::Cpu
+    }
+
+    /// The same device, its programs captured as CUDA graphs or not; others have none.
+    pub fn with_capture(self, capture: bool) -> Self {
+        match self {
+            Self::Cuda { index, .. } => Self::Cuda { index, capture },
+            other => other,
+        }
     }
 
     /// Refuses a device that this build does not have.
@@ -65,12 +79,13 @@ impl DeviceSpec {
     /// Reads a name of any build.
     fn parse(text: &str) -> Option<Self> {
         let number = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        let cuda = |index| Self::Cuda { index, capture: true };
         match text.split_once(':') {
             None if text == "cpu" => Some(Self::Cpu),
             None if text == "wgpu" => Some(Self::Wgpu(None)),
-            None if text == "cuda" => Some(Self::Cuda(None)),
+            None if text == "cuda" => Some(cuda(None)),
             Some(("wgpu", n)) => number(n).map(|n| Self::Wgpu(Some(n))),
-            Some(("cuda", n)) => number(n).map(|n| Self::Cuda(Some(n))),
+            Some(("cuda", n)) => number(n).map(|n| cuda(Some(n))),
             _ => None,
         }
     }
@@ -107,7 +122,7 @@ impl From<DeviceSpec> for String {
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Wgpu(Some(n)) | Self::Cuda(Some(n)) => write!(f, "{}:{n}", self.kind()),
+            Self::Wgpu(Some(n)) | Self::Cuda { index: Some(n), .. } => write!(f, "{}:{n}", self.kind()),
             _ => f.write_str(self.kind()),
         }
     }
@@ -125,6 +140,16 @@ mod tests {
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(json, format!("\"{text}\""));
             assert_eq!(serde_json::from_str::<DeviceSpec>(&json).unwrap(), spec);
+        }
+    }
+
+    #[test]
+    fn only_cuda_captures() {
+        for (text, heeds) in [("cpu", false), ("wgpu:1", false), ("cuda", true), ("cuda:2", true)] {
+            let spec = DeviceSpec::try_from(text.to_string()).unwrap();
+            let without = spec.with_capture(false);
+            assert_eq!((without != spec, without.with_capture(true)), (heeds, spec));
+            assert_eq!(without.to_string(), text, "settings do not tell");
         }
     }
 

@@ -3,8 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::{Graph, Node, Root, Shape, StoreLayout, Tensor};
-use crate::error::{Error, Result};
+use super::{Graph, Node, Root, Shape, Tensor};
 use crate::ops::Cost;
 
 /// Elements to which arena offsets are rounded: 64 bytes of f32, a cache line and the widest vector.
@@ -198,26 +197,5 @@ impl Plan {
             }
         }
         Self { offsets, arena, scratch }
-    }
-}
-
-/// Refuses a set of programs whose shared arena and store exceed a limit.
-///
-/// # Errors
-/// [`Error::Memory`] with the numbers and what to change.
-pub fn check_memory(programs: &[&Program], store: &StoreLayout, limit: Option<usize>) -> Result<usize> {
-    let arena = programs.iter().map(|p| p.arena_bytes()).max().unwrap_or(0);
-    let needed = arena + store.bytes();
-    let mib = |bytes: usize| bytes as f64 / (1024.0 * 1024.0);
-    match limit {
-        Some(limit) if needed > limit => Err(Error::Memory(format!(
-            "this configuration needs {:.1} MiB ({:.1} MiB arena, {:.1} MiB state) but the limit is {:.1} MiB: lower \
-             --batch, --channels, --layers or --size, or raise --memory-limit",
-            mib(needed),
-            mib(arena),
-            mib(store.bytes()),
-            mib(limit)
-        ))),
-        _ => Ok(needed),
     }
 }

@@ -6,8 +6,8 @@ use super::race::RaceReport;
 use super::step::{self, InputPipeline, SearchRecipe, SearchStates, WeightOptimiser};
 use crate::config::{SearchConfig, check_extent};
 use crate::data::{Geometry, Normalisation};
+use crate::device::{DeviceSpec, needs};
 use crate::error::Result;
-use crate::graph::plan::check_memory;
 use crate::graph::{Program, State, StoreLayout};
 use crate::network::{Genotype, SearchSpace, Supernet};
 use crate::ops::optimiser::Adam;
@@ -52,13 +52,13 @@ pub struct PlanReport {
     pub parameters: usize,
     /// Multiply-adds of one image's forward.
     pub macs_per_image: f64,
-    /// Bytes of arena and state.
+    /// Bytes of arena and state on the device.
     pub peak_bytes: usize,
     /// Bytes of the arena alone.
     pub arena_bytes: usize,
-    /// Ops of a forward.
+    /// Launches of a forward: ops on the processor, launches on a GPU.
     pub launches_forward: usize,
-    /// Ops of a whole step.
+    /// Launches of a whole step.
     pub launches_step: usize,
     /// Floating-point operations of a whole step.
     pub flops_step: f64,
@@ -134,7 +134,7 @@ impl Setup {
         }
         let limit = config.memory_limit.map(|mib| mib << 20);
         let programs: Vec<&Program> = tasks.iter().flat_map(TaskPrograms::programs).collect();
-        let peak_bytes = check_memory(&programs, &layout, limit)?;
+        let peak_bytes = needs::check(config.device, &programs, &layout, limit)?;
         Ok(Self { network, layout, tasks, peak_bytes })
     }
 
@@ -158,22 +158,26 @@ fn plain_normalisation(channels: usize) -> Normalisation {
     Normalisation { mean: vec![0.5; channels], std: vec![0.25; channels] }
 }
 
-/// What the configuration needs, for images of a size and a number of classes.
+/// What the configuration needs on its device, which need not be there, for images of a size and a number of classes.
 ///
 /// # Errors
+/// [`crate::Error::Memory`] if it needs more than its limit or a tensor more than the device grants in one piece,
 /// [`crate::Error::Usage`] or [`crate::Error::Shape`] if the configuration makes no network.
 pub fn plan(config: &SearchConfig, classes: usize, size: Geometry) -> Result<PlanReport> {
-    config.check()?;
+    SearchConfig { device: DeviceSpec::Cpu, ..config.clone() }.check()?;
     let setup = Setup::new(config, &[(classes, plain_normalisation(size.channels))], size, config.batch)?;
     let task = &setup.tasks[0];
     let step = [task.architecture.cost(), task.weight.cost()].into_iter().sum::<crate::ops::Cost>();
+    let memory = needs::memory(config.device, &task.programs().collect::<Vec<_>>(), &setup.layout)?;
+    memory.check(config.memory_limit.map(|mib| mib << 20))?;
+    let launches = |program: &Program| needs::launches(config.device, program, &setup.layout);
     Ok(PlanReport {
         parameters: setup.network.layout.weights_len(),
         macs_per_image: macs(&task.evaluation, config.batch),
-        peak_bytes: setup.peak_bytes,
-        arena_bytes: task.programs().map(|p| p.arena_bytes()).max().unwrap_or(0),
-        launches_forward: task.evaluation.cost().launches,
-        launches_step: step.launches,
+        peak_bytes: memory.all,
+        arena_bytes: memory.arena,
+        launches_forward: launches(&task.evaluation)?,
+        launches_step: launches(&task.architecture)? + launches(&task.weight)?,
         flops_step: step.flops,
         bytes_step: step.bytes,
     })

@@ -12,9 +12,8 @@ use super::step::{self, TrainRecipe, TrainStates};
 use crate::checkpoint::{Checkpoint, Meta, Network, Source};
 use crate::config::{TrainConfig, check_extent};
 use crate::data::{Geometry, Images, Loader, Normalisation, normalisation, permutation};
-use crate::device::{Device, DeviceSpec, Executable};
+use crate::device::{Device, DeviceSpec, Executable, needs};
 use crate::error::{Error, Result};
-use crate::graph::plan::check_memory;
 use crate::graph::{Program, State, StoreLayout};
 use crate::network::{Derived, DerivedConfig, Genotype};
 use crate::run::{self, Control, RunFolder, Score};
@@ -68,6 +67,8 @@ pub(crate) struct Setup {
     pub states: TrainStates,
     pub train: Program,
     pub evaluation: Program,
+    /// Bytes that the engine will allocate.
+    pub peak_bytes: usize,
 }
 
 impl Setup {
@@ -104,8 +105,9 @@ impl Setup {
         };
         let train = step::train_step(&network, &states, &recipe)?.program("training step", false);
         let evaluation = step::evaluation(&network, &states, &input)?.program("evaluation", false);
-        check_memory(&[&train, &evaluation], &layout, config.memory_limit.map(|mib| mib << 20))?;
-        Ok(Self { network, layout, states, train, evaluation })
+        let limit = config.memory_limit.map(|mib| mib << 20);
+        let peak_bytes = needs::check(config.device, &[&train, &evaluation], &layout, limit)?;
+        Ok(Self { network, layout, states, train, evaluation, peak_bytes })
     }
 
     /// The states that a training does not start from zero, with their values.
@@ -120,18 +122,21 @@ impl Setup {
 /// # Errors
 /// [`Error::Usage`], [`Error::Input`] or [`Error::Shape`] if the configuration makes no network.
 pub fn plan(config: &TrainConfig, classes: usize, size: Geometry) -> Result<PlanReport> {
-    config.check()?;
+    TrainConfig { device: DeviceSpec::Cpu, ..config.clone() }.check()?;
     let norm = Normalisation { mean: vec![0.5; size.channels], std: vec![0.25; size.channels] };
     let setup = Setup::new(config, classes, size, config.batch, norm)?;
     let programs = [&setup.train, &setup.evaluation];
     let step = setup.train.cost();
+    let memory = needs::memory(config.device, &programs, &setup.layout)?;
+    memory.check(config.memory_limit.map(|mib| mib << 20))?;
+    let launches = |program: &Program| needs::launches(config.device, program, &setup.layout);
     Ok(PlanReport {
         parameters: setup.network.parameters(),
         macs_per_image: macs(&setup.evaluation, config.batch),
-        peak_bytes: check_memory(&programs, &setup.layout, None)?,
-        arena_bytes: programs.iter().map(|p| p.arena_bytes()).max().unwrap_or(0),
-        launches_forward: setup.evaluation.cost().launches,
-        launches_step: step.launches,
+        peak_bytes: memory.all,
+        arena_bytes: memory.arena,
+        launches_forward: launches(&setup.evaluation)?,
+        launches_step: launches(&setup.train)?,
         flops_step: step.flops,
         bytes_step: step.bytes,
     })
@@ -175,9 +180,8 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
     let size = dataset.train.geometry;
     let setup = Setup::new(config, dataset.classes.len(), size, batch, norm.clone())?;
     let initial = setup.initial(config.seed);
-    let Setup { network, layout, states, train, evaluation } = setup;
-    let peak = check_memory(&[&train, &evaluation], &layout, None)?;
-    let mib = peak as f64 / (1024.0 * 1024.0);
+    let Setup { network, layout, states, train, evaluation, peak_bytes } = setup;
+    let mib = peak_bytes as f64 / (1024.0 * 1024.0);
     control.observer.note(&format!("predicted peak memory of the engine: {mib:.1} MiB"));
     let macs_per_image = macs(&evaluation, batch);
     let parameters = network.parameters();

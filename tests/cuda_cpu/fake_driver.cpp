@@ -6,9 +6,11 @@
 // bits, addresses are checked against what is allocated, and calls that a capture forbids are refused.
 //
 // Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_VERSION (13000), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY in bytes,
-// FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address). -DFAKE_CUDA_OLD leaves a function out.
+// FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address), FAKE_CUDA_REPORT=1 (how programs were started, to standard
+// error at the end). -DFAKE_CUDA_OLD leaves a function out.
 // fake_cuda("...") tells counts of calls and of objects that live.
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <dlfcn.h>
@@ -81,6 +83,14 @@ std::deque<std::function<void()>> queue;
 std::map<Address, size_t> memory;
 std::map<char*, size_t> pinned;
 std::map<std::string, long> counts;
+
+// Ends before the counts do.
+struct Report {
+    ~Report() {
+        if (!setting("FAKE_CUDA_REPORT", 0)) return;
+        fprintf(stderr, "fake_cuda: graph launches %ld, launches %ld\n", counts["graph launches"], counts["launches"]);
+    }
+} report;
 
 void fault(int code, const char* why) {
     if (!sticky) fprintf(stderr, "fake driver: %s\n", why);

@@ -32,6 +32,8 @@ fn fakes() -> &'static Path {
     FOLDER.get_or_init(|| {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda_cpu");
         let mut hasher = DefaultHasher::new();
+        // The fakes know where the header lies.
+        sources.hash(&mut hasher);
         for file in SOURCE_FILES {
             std::fs::read_to_string(sources.join(file)).expect("the fakes are in the repository").hash(&mut hasher);
         }
@@ -66,7 +68,7 @@ fn fakes() -> &'static Path {
 }
 
 /// A command with the fakes in place of the real libraries; `driver` is a subfolder of them.
-fn with_fakes(program: &Path, driver: &str) -> Command {
+pub(super) fn with_fakes(program: &Path, driver: &str) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
     command
@@ -99,6 +101,7 @@ fn a_scenario() {
         Ok("compile error") => compile_error(),
         Ok("memory") => memory(),
         Ok("fault") => fault(),
+        Ok("cases") => some_cases(),
         _ => return,
     }
     println!("scenario done");
@@ -274,7 +277,8 @@ fn whole_steps_equal_the_processors() {
     let mut bits = Vec::new();
     for capture in [true, false] {
         let before = [count("graph launches"), count("launches")];
-        let mut device = Device::Gpu(Box::new(open(&search.layout, capture).unwrap()));
+        let spec = "cuda".parse::<DeviceSpec>().unwrap().with_capture(capture);
+        let mut device = Device::open(&spec, &search.layout, 1).unwrap();
         let found = search.run(&mut device).unwrap();
         for ((name, found), (_, expected)) in found.iter().zip(&expected) {
             let square = |x: f64| x * x;
@@ -412,6 +416,21 @@ fn staging() {
 #[test]
 fn staged_values_arrive_in_order_however_large() {
     scenario("staging", "driver", &[]);
+}
+
+// ------------------------------------------------------------------------------------------------ the list of cases
+
+fn some_cases() {
+    for capture in [true, false] {
+        let mut device = super::cuda_device::Device::open(capture).unwrap();
+        assert!(super::cuda_device::check_cases(&mut device, 23, 3_000) > 5);
+    }
+}
+
+/// The machine that runs the list of cases on a real GPU works, but for the GPU.
+#[test]
+fn some_cases_run_on_a_fake_gpu() {
+    scenario("cases", "driver", &[]);
 }
 
 // ------------------------------------------------------------------------------------------------ what goes wrong

@@ -2,12 +2,17 @@
 //! there is (Mesa's lavapipe in CI), against the ops' reference in f64. NVRTC compiles the CUDA sources for real GPUs.
 //!
 //! `scripts/ci_tools.sh` installs lavapipe and NVRTC. Where they are missing, their tests say so loudly and pass,
-//! unless `SUPERNET_REQUIRE_WGPU=1` or `SUPERNET_REQUIRE_NVRTC=1` is set.
+//! unless `SUPERNET_REQUIRE_WGPU=1` or `SUPERNET_REQUIRE_NVRTC=1` is set. Where there is an NVIDIA GPU, the cases and whole
+//! steps run on it too; `SUPERNET_REQUIRE_CUDA=1` makes its absence an error.
 
 mod augment_cases;
+#[cfg(all(feature = "cli", unix))]
+mod bench;
 mod cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod cuda_cpu;
+#[cfg(feature = "cuda")]
+mod cuda_device;
 #[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
 mod cuda_host;
 mod dense_cases;
@@ -24,6 +29,7 @@ mod pool_cases;
 mod records;
 mod reduce_cases;
 mod separable_cases;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod steps;
 mod transport_cases;
 mod wgsl;
@@ -40,8 +46,9 @@ fn missing(tool: &str, variable: &str, why: &str) {
     assert!(!required(variable), "{tool} is required ({variable}=1) but not usable: {why}");
     // Not eprintln: the test harness would hide it.
     let line = format!("*** NOT TESTED: {tool} is not usable: {why}");
-    let _ = writeln!(
-        std::io::stderr(),
-        "\n{line}\n*** scripts/ci_tools.sh installs it; {variable}=1 makes this an error\n"
-    );
+    let remedy = match variable {
+        "SUPERNET_REQUIRE_CUDA" => "it takes an NVIDIA GPU (scripts/gpu_run.sh)",
+        _ => "scripts/ci_tools.sh installs it",
+    };
+    let _ = writeln!(std::io::stderr(), "\n{line}\n*** {remedy}; {variable}=1 makes this an error\n");
 }

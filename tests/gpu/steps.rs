@@ -50,6 +50,42 @@ impl Engine for Gpu {
     }
 }
 
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::*;
+    use crate::gpu::missing;
+
+    /// The first NVIDIA GPU; says loudly where there is none.
+    fn open(layout: &StoreLayout) -> Option<Gpu> {
+        match Device::open(&"cuda".parse().unwrap(), layout, 1) {
+            Ok(device) => Some(Gpu::new(device)),
+            Err(why) => {
+                missing("a CUDA device", "SUPERNET_REQUIRE_CUDA", &why.to_string());
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn first_order_step() {
+        let Some(mut gpu) = open(&Small::new().layout) else { return };
+        check_first_order(&mut gpu, 1e-3);
+    }
+
+    #[test]
+    fn second_order_step() {
+        let Some(mut gpu) = open(&Small::new().layout) else { return };
+        check_second_order(&mut gpu, 1e-3, false);
+    }
+
+    #[test]
+    fn derived_network() {
+        if open(&StoreLayout::new()).is_some() {
+            check_derived(&mut |layout| Box::new(open(layout).unwrap()), 1e-3);
+        }
+    }
+}
+
 #[cfg(feature = "wgpu")]
 mod wgpu {
     use std::sync::atomic::AtomicBool;

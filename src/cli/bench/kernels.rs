@@ -14,10 +14,11 @@ Exit status 1 if a kernel disagrees with the reference: such kernels are named a
 Examples:
   supernet bench kernels --threads 2 --json > kernels.json
   supernet bench kernels --filter separable/c16,mixture --svg roofline.svg
-  supernet bench kernels --threads 2 --compare kernels.json";
+  supernet bench kernels --threads 2 --compare kernels.json
+  supernet bench kernels --device cuda --json > cuda.json";
 
 /// Check every kernel against the f64 reference, then time it at the shapes of real searches, beside what this machine
-/// can do at best.
+/// can do at best. On a GPU the time is the device's own, launches alone.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -46,7 +47,8 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     }
     let common = &arguments.common;
     let earlier = common.earlier("kernels")?;
-    let settings = Settings { threads: common.threads(), quick: arguments.quick, tolerance: arguments.tolerance };
+    let (device, threads) = common.on();
+    let settings = Settings { device, threads, quick: arguments.quick, tolerance: arguments.tolerance };
     let mut report = run_all(&chosen, &settings, |number, name| {
         eprintln!("{:3}/{}  {name}", number + 1, chosen.len());
     })?;

@@ -44,6 +44,7 @@ fn table(report: &LoaderReport) -> String {
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
+    arguments.common.processor_only("loader")?;
     let earlier = arguments.common.earlier_on("loader", 1)?;
     let scratch = std::env::temp_dir().join(format!("supernet-bench-{}", std::process::id()));
     let folder = arguments.data.as_deref().map(|spec| (spec, scratch.as_path()));

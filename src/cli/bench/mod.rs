@@ -7,13 +7,17 @@ mod transport;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
-use supernet::Result;
+use clap::{Args, Subcommand};
 use supernet::bench::chart::Chart;
 use supernet::bench::compare::Earlier;
+use supernet::device::{Device, DeviceSpec};
 use supernet::files::write_atomically;
+use supernet::graph::StoreLayout;
 use supernet::machine::Machine;
 use supernet::run::threads;
+use supernet::{Error, Result};
+
+use super::parse;
 
 /// Measure kernels, whole steps, the image loader or transport.
 #[derive(Args)]
@@ -33,9 +37,12 @@ enum Bench {
 /// Flags that all benches have.
 #[derive(Args)]
 pub struct Common {
-    /// Device to measure.
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Device,
+    /// What is measured: cpu, wgpu or cuda, the latter two with :N where there are several.
+    #[arg(long, value_name = "DEVICE", value_parser = parse::device, default_value = "cpu")]
+    device: DeviceSpec,
+    /// On a CUDA device: start launch by launch instead of replaying captured graphs.
+    #[arg(long)]
+    no_capture: bool,
     /// Threads; 0 for all cores.
     #[arg(long, value_name = "T", default_value_t = 0)]
     threads: u16,
@@ -48,28 +55,32 @@ pub struct Common {
 }
 
 impl Common {
-    fn threads(&self) -> usize {
+    /// The device, and the threads of the processor.
+    fn on(&self) -> (DeviceSpec, usize) {
+        (self.device.with_capture(!self.no_capture), threads(self.threads.into()))
+    }
+
+    /// Refuses GPUs for what has nothing to do with them.
+    fn processor_only(&self, bench: &str) -> Result<()> {
         match self.device {
-            Device::Cpu => threads(self.threads.into()),
+            DeviceSpec::Cpu => Ok(()),
+            device => Err(Error::usage(format!("--device {device}: bench {bench} measures the processor only"))),
         }
     }
 
     /// The result to compare with, read before anything is measured: a bad file should not cost minutes.
     fn earlier(&self, bench: &str) -> Result<Option<Earlier>> {
-        self.earlier_on(bench, self.threads())
+        self.earlier_on(bench, self.on().1)
     }
 
     /// The same for a bench that has a number of threads of its own.
     fn earlier_on(&self, bench: &str, threads: usize) -> Result<Option<Earlier>> {
-        let load = |path: &PathBuf| Earlier::load(path, bench, &Machine::here(threads));
+        let load = |path: &PathBuf| {
+            let device = Device::open(&self.device, &StoreLayout::new(), threads)?;
+            Earlier::load(path, bench, &Machine::with(&device, threads))
+        };
         self.compare.as_ref().map(load).transpose()
     }
-}
-
-/// What can be measured.
-#[derive(Clone, Copy, ValueEnum)]
-enum Device {
-    Cpu,
 }
 
 fn draw(path: Option<&Path>, chart: impl FnOnce() -> Chart) -> Result<()> {

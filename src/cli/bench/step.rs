@@ -3,7 +3,7 @@
 use clap::Args;
 use supernet::bench::growth::{self, Axis};
 use supernet::bench::report::{Table, ceilings, changes};
-use supernet::bench::step::{OpShare, Recipe, StepReport, Subject};
+use supernet::bench::step::{KernelShare, OpShare, Recipe, StepReport, Subject};
 use supernet::config::{SearchConfig, TrainConfig};
 use supernet::data::Geometry;
 use supernet::search::step::Order;
@@ -22,6 +22,7 @@ Examples:
   supernet bench step --derived --genotype DARTS_V2 --auxiliary 0.4 --drop-path 0.2 --profile
   supernet bench step --grow batch --svg batch.svg
   supernet bench step --threads 2 --compare earlier.json
+  supernet bench step --device cuda --order second --profile
   supernet bench step --grow channels --values 4,8,16,32 --json";
 
 /// Time whole steps of a search, or of a training, on synthetic images, with the very programs that a run uses.
@@ -95,7 +96,7 @@ fn axis(text: &str) -> Result<Axis, String> {
 impl Arguments {
     fn subject(&self) -> Subject {
         let given = |value: Option<u32>, default: usize| value.map_or(default, |n| n as usize);
-        let (threads, seed) = (self.common.threads(), self.seed);
+        let ((device, threads), seed) = (self.common.on(), self.seed);
         let memory_limit = self.memory_limit.map(|mib| mib as usize);
         let recipe = if self.derived {
             let defaults = TrainConfig::default();
@@ -106,6 +107,7 @@ impl Arguments {
                 batch: given(self.batch, defaults.batch),
                 auxiliary: self.auxiliary,
                 drop_path: self.drop_path,
+                device,
                 threads,
                 seed,
                 memory_limit,
@@ -118,6 +120,7 @@ impl Arguments {
                 layers: given(self.layers, defaults.layers),
                 batch: given(self.batch, defaults.batch),
                 order: self.order,
+                device,
                 threads,
                 seed,
                 memory_limit,
@@ -167,13 +170,32 @@ fn text(report: &StepReport) -> String {
         .add("threads", details.threads)
         .add("images a second", format!("{:.0}", details.images_per_second))
         .add("operations", format!("{:.2} GFLOP, {:.1} GFLOP/s", details.flops * 1e-9, details.gflops))
+        .add_some("device", report.machine.device.as_ref())
+        .add_some("host until started", details.host_seconds.map(|seconds| format!("{:.2} ms", 1e3 * seconds)))
+        .add_some("launches", details.host_seconds.map(|_| details.launches))
         .add("memory of the engine", mib(details.peak_bytes))
         .add_some("memory of the process", details.peak_rss_bytes.map(mib));
     let mut text = lines.to_string();
     if let (Some(measured), Some(profile)) = (&details.ceilings, &details.profile) {
         text += &format!("\n{}\n{}", ceilings(&report.machine, measured), profile_table(profile));
     }
+    if let Some(kernels) = &details.kernels {
+        text += &format!("\nkernels as merged\n{}", kernel_table(kernels));
+    }
     text + &report.changes.as_deref().map(changes).unwrap_or_default()
+}
+
+fn kernel_table(kernels: &[KernelShare]) -> String {
+    let mut table = Table::new(&["kernel", "launches", "ms", "of all"]);
+    for share in kernels {
+        table.row(vec![
+            share.kernel.into(),
+            share.launches.to_string(),
+            format!("{:.3}", share.milliseconds),
+            format!("{:.1} %", 100.0 * share.time_share),
+        ]);
+    }
+    table.to_string()
 }
 
 fn profile_table(profile: &[OpShare]) -> String {

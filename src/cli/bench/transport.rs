@@ -1,7 +1,7 @@
 //! `supernet bench transport`.
 
 use clap::{Args, ValueEnum};
-use supernet::bench::solves::{self, Axis};
+use supernet::bench::solves::{self, Axis, Shape, What};
 use supernet::{Error, Result};
 
 use super::super::output;
@@ -11,7 +11,8 @@ const AFTER_HELP: &str = "\
 Examples:
   supernet bench transport --threads 2 --json > transport.json
   supernet bench transport --grow points --svg points.svg
-  supernet bench transport --grow problems --values 10,100,1000";
+  supernet bench transport --grow problems --values 10,100,1000
+  supernet bench transport --device cuda --shape 1x5000x64 --shape 1x10000x64 --json > cuda.json";
 
 /// Time whole solves of optimal transport, from points to certified costs: 190 class pairs in one call, and one large
 /// problem, with a stored kernel and in the log domain.
@@ -26,9 +27,16 @@ pub struct Arguments {
     /// With --grow: the values.
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "grow")]
     values: Vec<usize>,
+    /// What is solved, once for each shape; all pairs of a set of clouds [default: 190x256x64 and 1x2000x64].
+    #[arg(long, value_name = "PROBLEMSxPOINTSxDIMENSIONS", conflicts_with = "grow", value_parser = shape)]
+    shape: Vec<Shape>,
     /// Few and short samples: for a look, not for quoting.
     #[arg(long)]
     quick: bool,
+}
+
+fn shape(text: &str) -> Result<Shape, String> {
+    Shape::parse(text).map_err(|error| error.to_string())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -60,8 +68,9 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     }
     let earlier = common.earlier("transport")?;
     let values = axis.map(|a| if arguments.values.is_empty() { a.series() } else { arguments.values.clone() });
-    let grow = axis.zip(values.as_deref());
-    let mut report = solves::run(grow, common.threads(), arguments.quick, |name| eprintln!("{name}"))?;
+    let shapes = if arguments.shape.is_empty() { &Shape::USUAL[..] } else { &arguments.shape };
+    let what = axis.zip(values.as_deref()).map_or(What::Shapes(shapes), |(axis, values)| What::Series(axis, values));
+    let mut report = solves::run(what, common.on(), arguments.quick, |name| eprintln!("{name}"))?;
     report.changes = earlier.map(|earlier| earlier.changes(report.cases.iter().map(|c| &c.measured))).transpose()?;
     if let Some(chart) = solves::chart(&report) {
         super::draw(common.svg.as_deref(), || chart)?;

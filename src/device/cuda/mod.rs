@@ -18,15 +18,13 @@ use self::context::{Buffer, Context};
 use self::driver::{Driver, Fault, OUT_OF_MEMORY, Outcome, version_text};
 use self::kernels::Kernels;
 use self::staging::{Staging, Watches};
+use super::needs::CUDA_PAGE;
 use super::paged::Backend;
 use crate::error::{Error, Result};
 use crate::ops::launch::Launch;
 pub use context::Info;
 pub use graph::Recording;
 pub use nvrtc::Nvrtc;
-
-/// Most elements of a page: 8 GiB. Offsets are 32-bit numbers, with room for what kernels add to them.
-const PAGE: usize = 1 << 31;
 
 /// An NVIDIA GPU.
 pub struct Cuda {
@@ -86,7 +84,7 @@ impl Backend for Cuda {
     }
 
     fn page(&self) -> usize {
-        PAGE
+        CUDA_PAGE
     }
 
     fn allocate(&mut self, pages: &[usize]) -> Result<()> {

@@ -1,0 +1,96 @@
+//! What programs need of a device, told without opening it.
+
+use super::DeviceSpec;
+use super::pages::{Placed, Store};
+use crate::error::{Error, Result};
+use crate::graph::{Program, StoreLayout};
+
+/// Most elements of a page of a CUDA device: 8 GiB. Offsets are 32-bit numbers, with room for what kernels add to them.
+pub const CUDA_PAGE: usize = 1 << 31;
+/// The same of any WebGPU device: the 128 MiB that each can bind at once. Many bind more.
+pub const WGPU_PAGE: usize = (128 << 20) / 4;
+
+/// Memory in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The arena, which the programs share.
+    pub arena: usize,
+    /// States and arena.
+    pub all: usize,
+}
+
+fn page(spec: DeviceSpec) -> Option<usize> {
+    match spec {
+        DeviceSpec::Cpu => None,
+        DeviceSpec::Wgpu(_) => Some(WGPU_PAGE),
+        DeviceSpec::Cuda { .. } => Some(CUDA_PAGE),
+    }
+}
+
+/// Memory that programs need together.
+///
+/// # Errors
+/// [`Error::Memory`] naming a tensor that any device of the kind may have to refuse, [`Error::Usage`] naming an op that it
+/// has no kernel for.
+pub fn memory(spec: DeviceSpec, programs: &[&Program], layout: &StoreLayout) -> Result<Memory> {
+    match page(spec) {
+        None => {
+            let arena = programs.iter().map(|p| p.arena_bytes()).max().unwrap_or(0);
+            Ok(Memory { arena, all: arena + layout.bytes() })
+        }
+        Some(page) => paged(page, programs, layout),
+    }
+}
+
+fn paged(page: usize, programs: &[&Program], layout: &StoreLayout) -> Result<Memory> {
+    let store = Store::new(layout, page)?;
+    let mut arena = 0;
+    for program in programs {
+        arena = arena.max(Placed::new(program, &store)?.arena());
+    }
+    let bytes = |pages: &[usize]| 4 * pages.iter().sum::<usize>();
+    let arena = bytes(&store.arena_pages(arena));
+    Ok(Memory { arena, all: arena + bytes(&store.pages) })
+}
+
+/// Launches of a replay: on a GPU as they are after merging; the processor runs one op after the other.
+///
+/// # Errors
+/// As [`memory`].
+pub fn launches(spec: DeviceSpec, program: &Program, layout: &StoreLayout) -> Result<usize> {
+    let Some(page) = page(spec) else { return Ok(program.cost().launches) };
+    let store = Store::new(layout, page)?;
+    Ok(Placed::new(program, &store)?.launches(program, &store).len())
+}
+
+/// Refuses more memory than a limit, and tells how much there will be. A device that is opened later may bind more at once
+/// than its kind grants, so nothing is refused for the size of its pages.
+///
+/// # Errors
+/// [`Error::Memory`] with the numbers and what to change, and as [`memory`].
+pub fn check(spec: DeviceSpec, programs: &[&Program], layout: &StoreLayout, limit: Option<usize>) -> Result<usize> {
+    let needed = if spec.is_cpu() { memory(spec, programs, layout)? } else { paged(CUDA_PAGE, programs, layout)? };
+    needed.check(limit)?;
+    Ok(needed.all)
+}
+
+impl Memory {
+    /// Refuses more than a limit.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] with the numbers and what to change.
+    pub fn check(self, limit: Option<usize>) -> Result<()> {
+        let mib = |bytes: usize| bytes as f64 / (1024.0 * 1024.0);
+        match limit {
+            Some(limit) if self.all > limit => Err(Error::Memory(format!(
+                "this configuration needs {:.1} MiB ({:.1} MiB arena, {:.1} MiB state) but the limit is {:.1} MiB: lower \
+                 --batch, --channels, --layers or --size, or raise --memory-limit",
+                mib(self.all),
+                mib(self.arena),
+                mib(self.all - self.arena),
+                mib(limit)
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
