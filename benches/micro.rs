@@ -89,8 +89,22 @@ fn kernels(t: &Micro, c: usize, size: usize, wanted: &dyn Fn(&str) -> bool) -> V
     let moments = Moments { y, ldy: c, rows, c, mean: s1, m2: s2 };
     // SAFETY: see above.
     time("moments".into(), 2 * map, true, &mut || unsafe { (t.moments)(black_box(&moments)) });
-    let affine =
-        Affine { g: x, ldg: c, y, ldy: c, rows, c, a: v, b: v, d: v, s: 0.5, out: z, ldo: c, accumulate: false };
+    let affine = Affine {
+        g: x,
+        ldg: c,
+        y,
+        ldy: c,
+        rows,
+        c,
+        a: v,
+        b: v,
+        d: v,
+        s: 0.5,
+        out: z,
+        ldo: c,
+        accumulate: false,
+        far: false,
+    };
     // SAFETY: see above.
     time("affine".into(), 3 * map, true, &mut || unsafe { (t.affine)(black_box(&affine)) });
     let sums = Sums { g: x, ldg: c, y, ldy: c, rows, c, mean: v, s1, s2 };
@@ -118,12 +132,12 @@ fn kernels(t: &Micro, c: usize, size: usize, wanted: &dyn Fn(&str) -> bool) -> V
     time("mask_sums".into(), 3 * map, true, &mut || unsafe { (t.mask_sums)(black_box(&mask_sums)) });
     let maps: Vec<*const f32> = (0..SOURCES).map(|_| floats(rows * c).as_ptr()).collect();
     let sources: Vec<Source> = maps.iter().map(|&y| Source { y, ld: c, scale: v }).collect();
-    let sum = WeightedSum { sources: &sources, bias: null(), rows, c, out: z, ldo: c, accumulate: false };
+    let sum = WeightedSum { sources: &sources, bias: null(), rows, c, out: z, ldo: c, accumulate: false, far: false };
     let bytes = (SOURCES + 1) * map;
     // SAFETY: see above.
     time("weighted_sum".into(), bytes, true, &mut || unsafe { (t.weighted_sum)(black_box(&sum)) });
     let sources: Vec<SourceSum> = maps.iter().map(|&y| SourceSum { y, ld: c, mean: v, s2 }).collect();
-    let reductions = WeightedSums { sources: &sources, g: x, ldg: c, rows, c, s1 };
+    let reductions = WeightedSums { sources: &sources, g: x, ldg: c, rows, c, s1, far: false };
     // SAFETY: see above.
     time("weighted_sums".into(), bytes, true, &mut || unsafe { (t.weighted_sums)(black_box(&reductions)) });
     let (h, k, avg) = (size, 3, image);
