@@ -11,6 +11,8 @@ RESULTS = os.path.join(ROOT, "benches", "results")
 # The newest results; the comment around a table names the one that it is made of.
 PEERS, GROWTH = "2026-11-24-peers.json", "2026-11-24-growth.json"
 EXPERIMENT = "2026-11-25-experiment.json"
+KERNELS = "2026-11-25-kernels.json"
+STEP = "2026-11-25-step.json"
 
 
 def title(case):
@@ -118,6 +120,45 @@ def growth(result):
     return "\n".join(out)
 
 
+# Ops that no network records: they run by their reference, to check the fused ones.
+ELEMENTARY = {"relu", "relu_backward", "depthwise", "depthwise_backward", "batch_norm", "batch_norm_backward", "scale",
+              "scale_backward"}
+
+
+def kernels(result):
+    """Shares of the roofline and gain of a second thread, by op, of the cases that are long enough to be cut in two."""
+    machine, ceilings = result["machine"], result["ceilings"]
+    copies = {c["bytes"] >> 20: c["gigabytes_per_second"] for c in ceilings["copy"]}
+    out = [f"Kernels on {machine['cores']} cores of an {machine['cpu']} ({machine['level']}), {machine['date']}: cases of 50 "
+           f"microseconds and more. Ceilings on {machine['threads']} threads: {ceilings['gflops']:.0f} GFLOP/s of multiply-adds "
+           f"({ceilings['gflops_one']:.0f} on one), copies at {copies[1]:.0f} GB/s in 1 MiB, {copies[16]:.0f} in 16 MiB, "
+           f"{copies[256]:.0f} in 256 MiB.", "",
+           "| op | cases | median share of its ceiling | lowest | highest | two threads against one, median |",
+           "| --- | --- | --- | --- | --- | --- |"]
+    long = [case for case in result["cases"] if case["milliseconds"] >= 0.05 and case["op"] not in ELEMENTARY]
+    for op in dict.fromkeys(case["op"] for case in long):
+        own = [case for case in long if case["op"] == op]
+        shares = [100 * case["roofline_share"] for case in own]
+        gain = statistics.median(case["milliseconds_one"] / case["milliseconds"] for case in own)
+        out.append(f"| {op} | {len(own)} | {statistics.median(shares):.0f} % | {min(shares):.0f} % | {max(shares):.0f} % | "
+                   f"{gain:.2f} |")
+    return "\n".join(out)
+
+
+def profile(result):
+    machine, peak = result["machine"], result["ceilings"]["gflops"]
+    out = [f"The first-order step C=16 L=8 batch 64 took {number(result['milliseconds'])} ms there ({result['gflops']:.0f} of "
+           f"{peak:.0f} GFLOP/s, {100 * result['gflops'] / peak:.0f} %; {result['peak_rss_bytes'] / 2**30:.1f} GiB), of it by op, with the "
+           "least time that arithmetic and traffic allow:", "",
+           "| op | launches | ms | share | GFLOP/s | GB/s | floor, ms | gap, ms |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in result["profile"]:
+        if row["time_share"] >= 0.005:
+            out.append(f"| {row['op']} | {row['count']} | {row['milliseconds']:.1f} | {100 * row['time_share']:.1f} % | "
+                       f"{row['gflops']:.0f} | {row['gigabytes_per_second']:.0f} | {row['floor_milliseconds']:.1f} | "
+                       f"{row['milliseconds'] - row['floor_milliseconds']:.1f} |")
+    return "\n".join(out)
+
+
 NAMES = {"scratch": "scratch", "nearest": "nearest source (OT)", "multi": "multi-dataset supernet", "random": "random source",
          "largest": "largest source", "weights_only": "nearest, weights only", "alphas_only": "nearest, alphas only",
          "finetune": "fine-tuned network of the nearest"}
@@ -158,6 +199,8 @@ def experiment(result):
 TABLES = [
     ("steps and layers", PEERS, peers),
     ("growth of the step", GROWTH, growth),
+    ("kernels", KERNELS, kernels),
+    ("profile", STEP, profile),
     ("transport", PEERS, transport),
     ("transfer", EXPERIMENT, experiment),
 ]
