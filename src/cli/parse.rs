@@ -2,7 +2,7 @@
 
 use supernet::config::AlphaTransfer;
 use supernet::data::{Geometry, Spec};
-use supernet::device::DeviceSpec;
+use supernet::device::{DeviceSpec, Precision};
 use supernet::embedding::Profile;
 use supernet::experiment::protocol::Shard;
 use supernet::search::step::Order;
@@ -41,6 +41,11 @@ pub fn spec(text: &str) -> Result<String, String> {
 /// A device that this build has.
 pub fn device(text: &str) -> Result<DeviceSpec, String> {
     text.parse::<DeviceSpec>().map_err(|error| error.to_string())
+}
+
+/// A precision of some device.
+pub fn precision(text: &str) -> Result<Precision, String> {
+    text.parse::<Precision>().map_err(|error| error.to_string())
 }
 
 /// An embedder.

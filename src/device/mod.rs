@@ -9,6 +9,7 @@ pub mod cuda;
 mod memory;
 pub mod paged;
 pub mod pages;
+pub mod precision;
 pub mod reference;
 pub mod source;
 pub mod spec;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use crate::graph::Program;
 pub use any::Device;
+pub use precision::Precision;
 pub use spec::DeviceSpec;
 
 /// A program that a device has prepared; runs on that device only.

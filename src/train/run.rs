@@ -12,7 +12,7 @@ use super::step::{self, TrainRecipe, TrainStates};
 use crate::checkpoint::{Checkpoint, Meta, Network, Source};
 use crate::config::{TrainConfig, check_extent};
 use crate::data::{Geometry, Images, Loader, Normalisation, normalisation, permutation};
-use crate::device::{Device, DeviceSpec, Executable};
+use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::{Error, Result};
 use crate::graph::plan::check_memory;
 use crate::graph::{Program, State, StoreLayout};
@@ -182,7 +182,7 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
     let macs_per_image = macs(&evaluation, batch);
     let parameters = network.parameters();
     control.observer.note(&format!("{parameters} parameters, {:.1} M multiply-adds an image", macs_per_image / 1e6));
-    let mut device = Device::open(&config.device, &layout, run::threads(config.threads))?;
+    let mut device = Device::open(&config.device, &layout, run::threads(config.threads), config.precision)?;
     control.observer.note(&format!("device: {}", device.name()));
     let train = device.prepare(train)?;
     let evaluation = device.prepare(evaluation)?;
@@ -439,7 +439,7 @@ pub fn evaluate(checkpoint: &Path, data: &str, (device, threads): (DeviceSpec, u
     let input =
         InputPipeline { pad: 0, flip: false, cutout: 0, normalisation: source.normalisation.clone(), seed: meta.seed };
     let program = step::evaluation(&network, &states, &input)?.program("evaluation", false);
-    let mut device = Device::open(&device, &layout, run::threads(threads))?;
+    let mut device = Device::open(&device, &layout, run::threads(threads), Precision::F32)?;
     let exe = device.prepare(program)?;
     device.write(states.model.weights, &weights)?;
     device.write(states.model.running, &running)?;

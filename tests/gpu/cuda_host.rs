@@ -11,8 +11,8 @@ use libloading::Library;
 use supernet::data::{Geometry, Normalisation};
 use supernet::device::cuda::{Cuda, Nvrtc};
 use supernet::device::paged::{Backend, Gpu as _, Paged};
-use supernet::device::source::{SOURCES, Source, cuda_options};
-use supernet::device::{Device, DeviceSpec, Executable};
+use supernet::device::source::{SOURCES, Source, Variant, cuda_options};
+use supernet::device::{Device, DeviceSpec, Executable, Precision};
 use supernet::graph::{Graph, Program, Shape, State, StoreLayout};
 use supernet::network::{SearchSpace, Supernet};
 use supernet::ops::elementwise::Linear;
@@ -124,7 +124,7 @@ fn live() -> Vec<i64> {
 
 fn report_opening() {
     let spec = std::env::var("DEVICE").unwrap_or_else(|_| "cuda".into()).parse::<DeviceSpec>().unwrap();
-    match Device::open(&spec, &StoreLayout::new(), 1) {
+    match Device::open(&spec, &StoreLayout::new(), 1, Precision::F32) {
         Ok(device) => println!("opened: {}", device.name()),
         Err(error) => println!("{}: {error}", if matches!(error, Error::Device(_)) { "device" } else { "other" }),
     }
@@ -265,12 +265,12 @@ impl Search {
 }
 
 fn open(layout: &StoreLayout, capture: bool) -> Result<Paged<Cuda>> {
-    Paged::new(Cuda::open(0, capture)?, layout)
+    Paged::new(Cuda::open(0, capture)?, layout, Precision::F32)
 }
 
 fn whole_steps_equal_the_processors() {
     let search = Search::new();
-    let expected = search.run(&mut Device::open(&DeviceSpec::Cpu, &search.layout, 1).unwrap()).unwrap();
+    let expected = search.run(&mut Device::open(&DeviceSpec::Cpu, &search.layout, 1, Precision::F32).unwrap()).unwrap();
     let mut bits = Vec::new();
     for capture in [true, false] {
         let before = [count("graph launches"), count("launches")];
@@ -459,7 +459,7 @@ fn compile_error() {
         cuda: "#include \"common.cuh\"\nextern \"C\" __global__ void __launch_bounds__(BLOCK, 4) k() { undeclared(); }",
         ..SOURCES[0]
     };
-    let mut options = cuda_options(true).to_vec();
+    let mut options = cuda_options(Variant::new(true, false)).to_vec();
     options.push("--gpu-architecture=sm_90".into());
     let error = nvrtc.compile(&broken, &options).unwrap_err().to_string();
     let file = format!("{}.cu", SOURCES[0].stem);
@@ -476,7 +476,7 @@ fn compile_errors_carry_the_log() {
 #[test]
 fn nvrtc_makes_cubins() {
     let compile = || -> Result<Vec<u8>> {
-        let mut options = cuda_options(true).to_vec();
+        let mut options = cuda_options(Variant::new(true, false)).to_vec();
         options.extend(["--std=c++17", "--gpu-architecture=sm_90"].map(str::to_owned));
         Nvrtc::find(13)?.compile(&SOURCES[0], &options)
     };

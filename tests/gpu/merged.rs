@@ -3,8 +3,9 @@
 
 use supernet::data::{Geometry, Normalisation};
 use supernet::device::pages::{Placed, Store};
+use supernet::device::precision::Precision;
 use supernet::device::reference::Reference;
-use supernet::device::source::SOURCES;
+use supernet::device::source::Variant;
 use supernet::graph::{Program, State, StoreLayout};
 use supernet::network::{SearchSpace, Supernet};
 use supernet::ops::launch::{Launch, Place};
@@ -12,11 +13,11 @@ use supernet::ops::optimiser::Adam;
 use supernet::search::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, WeightOptimiser};
 
 use super::cases;
-use super::cuda_cpu::CudaCpu;
+use super::cuda_cpu::{self, CudaCpu};
 use super::harness::{self, Machine, Page, Spread};
 
-/// Largest difference from the reference in f64, relative in norm, over a whole step in f32.
-const TOLERANCE: f64 = 1e-3;
+/// Largest difference from the reference in f64, relative in norm, over a whole step in f32 and in bf16.
+const TOLERANCES: [(Precision, f64); 2] = [(Precision::F32, 1e-3), (Precision::Bf16, 2e-2)];
 
 /// Both halves of a step, and the states' values before it.
 struct Step {
@@ -60,9 +61,9 @@ impl Step {
     }
 
     /// The smallest page on which both programs find place, so that there are many.
-    fn small_page(&self) -> usize {
+    fn small_page(&self, precision: Precision) -> usize {
         let fits = |page: &usize| {
-            let store = Store::new(&self.layout, *page);
+            let store = Store::new(&self.layout, *page).map(|store| store.with(precision));
             store.is_ok_and(|store| self.programs.iter().all(|p| Placed::new(p, &store).is_ok()))
         };
         (10..30).map(|bits| 1 << bits).find(fits).expect("a small step fits into 4 GiB")
@@ -96,8 +97,13 @@ impl Step {
 }
 
 fn machine(purpose: &str) -> CudaCpu {
-    let variants: Vec<_> = SOURCES.iter().flat_map(|&s| [(s, false), (s, true)]).collect();
-    CudaCpu::new(purpose, &variants, str::to_owned)
+    CudaCpu::new(purpose, &cuda_cpu::all(&Variant::ALL), str::to_owned)
+}
+
+/// Distance of values from others, relative in norm.
+fn distance(actual: &[f32], expected: &[f64]) -> f64 {
+    let norm = expected.iter().map(|e| e * e).sum::<f64>().sqrt().max(1e-6);
+    expected.iter().zip(actual).map(|(e, &a)| (e - f64::from(a)).powi(2)).sum::<f64>().sqrt() / norm
 }
 
 #[test]
@@ -111,17 +117,26 @@ fn merged_programs_compute_what_they_do_apart() {
             slots.zip(values).for_each(|(to, &from)| *to = f64::from(from));
         }
         step.programs.iter().for_each(|program| reference.run(program));
-        for page in [1 << 24, step.small_page()] {
-            let store = Store::new(&step.layout, page).unwrap();
-            let (apart, _) = step.run(&mut machine, &store, false);
-            let (merged, states) = step.run(&mut machine, &store, true);
-            assert!(apart == merged, "{channels} channels, pages of {page}: merging changes values");
-            for ((name, state), actual) in step.layout.iter().zip(&states) {
-                let expected = reference.state(state);
-                let norm = expected.iter().map(|e| e * e).sum::<f64>().sqrt().max(1e-6);
-                let distance =
-                    expected.iter().zip(actual).map(|(e, &a)| (e - f64::from(a)).powi(2)).sum::<f64>().sqrt();
-                assert!(distance <= TOLERANCE * norm, "{name}: off by {:.1e} in norm", distance / norm);
+        let mut in_f32 = Vec::new();
+        for (precision, tolerance) in TOLERANCES {
+            for page in [1 << 24, step.small_page(precision)] {
+                let store = Store::new(&step.layout, page).unwrap().with(precision);
+                let (apart, _) = step.run(&mut machine, &store, false);
+                let (merged, states) = step.run(&mut machine, &store, true);
+                let what = format!("{channels} channels, pages of {page}, {precision}");
+                assert!(apart == merged, "{what}: merging changes values");
+                let mut worst = 0.0f64;
+                for ((name, state), actual) in step.layout.iter().zip(&states) {
+                    let distance = distance(actual, reference.state(state));
+                    assert!(distance <= tolerance, "{what}: {name} is off by {distance:.1e} in norm");
+                    worst = worst.max(distance);
+                }
+                println!("{what}: {worst:.1e}");
+                if precision == Precision::F32 {
+                    in_f32 = states;
+                } else {
+                    assert!(in_f32 != states, "{what}: the option does nothing");
+                }
             }
         }
     }
