@@ -11,8 +11,8 @@ struct Pages {
     float* page[8];
 };
 
-// A tensor in a record: index into Pages, first element. The index has the bit HALF if the tensor is stored in halves: as
-// bf16, two elements a word, in whole quads.
+// A tensor in a record: index into Pages, first element. The index has the bit HALF if the tensor is a Map stored in halves:
+// as bf16, two elements a word, in whole quads.
 struct __align__(8) Spot {
     unsigned page, at;
 };
@@ -40,41 +40,7 @@ __device__ inline unsigned job_of(const Job* table, unsigned jobs, unsigned bloc
     return low;
 }
 
-#if HALVES
-// Pointers to halves count elements as pointers to floats do: they hold TAG and twice the address, so that a step of one
-// element moves four bytes of theirs and two of the memory. Only load4 and store4 may follow them; TAG lies beyond every
-// real address, and whoever else does fails.
-constexpr unsigned HALF = 1u << 16;
-constexpr unsigned long long TAG = 1ull << 63;
-
-__device__ inline bool in_halves(const float* p) { return (reinterpret_cast<unsigned long long>(p) & TAG) != 0; }
-
-__device__ inline uint2* halves_at(const float* p) {
-    return reinterpret_cast<uint2*>((reinterpret_cast<unsigned long long>(p) ^ TAG) / 2);
-}
-
-// The two elements of a word.
-__device__ inline float low_half(unsigned word) { return __uint_as_float(word << 16); }
-__device__ inline float high_half(unsigned word) { return __uint_as_float(word & 0xffff0000u); }
-
-// A number rounded to the nearest bf16, ties to even, in the high half of a word. NaN stays NaN.
-__device__ inline unsigned rounded(float v) {
-    const unsigned bits = __float_as_uint(v);
-    return (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : bits + 0x7fffu + (bits >> 16 & 1u);
-}
-
-__device__ inline unsigned word_of(float low, float high) { return rounded(low) >> 16 | (rounded(high) & 0xffff0000u); }
-#endif
-
-__device__ inline float* at(const Pages& pages, Spot spot) {
-#if HALVES
-    if (spot.page & HALF) {
-        const unsigned long long page = reinterpret_cast<unsigned long long>(pages.page[spot.page ^ HALF]);
-        return reinterpret_cast<float*>(TAG + 2 * page + 4ull * spot.at);
-    }
-#endif
-    return pages.page[spot.page] + spot.at;
-}
+__device__ inline float* at(const Pages& pages, Spot spot) { return pages.page[spot.page] + spot.at; }
 
 // Four neighbouring channels, the unit in which threads own maps.
 __device__ inline float4 quad(float v) { return make_float4(v, v, v, v); }
@@ -90,13 +56,6 @@ __device__ inline float4 inverse_deviation(float4 v, float eps) {
 
 // The first `valid` of four channels; zero for the others.
 __device__ inline float4 load4(const float* p, unsigned valid) {
-#if HALVES
-    if (in_halves(p)) {
-        if (!valid) return quad(0.0f);
-        const uint2 v = *halves_at(p);
-        return make_float4(low_half(v.x), high_half(v.x), low_half(v.y), high_half(v.y));
-    }
-#endif
 #if WIDE
     return valid ? *reinterpret_cast<const float4*>(p) : quad(0.0f);
 #else
@@ -105,12 +64,6 @@ __device__ inline float4 load4(const float* p, unsigned valid) {
 }
 
 __device__ inline void store4(float* p, float4 v, unsigned valid) {
-#if HALVES
-    if (in_halves(p)) {
-        if (valid) *halves_at(p) = make_uint2(word_of(v.x, v.y), word_of(v.z, v.w));
-        return;
-    }
-#endif
 #if WIDE
     if (valid) *reinterpret_cast<float4*>(p) = v;
 #else
@@ -120,6 +73,66 @@ __device__ inline void store4(float* p, float4 v, unsigned valid) {
     if (valid > 3) p[3] = v.w;
 #endif
 }
+
+// A map that may be stored in halves, by the bit HALF of its spot: what convolutions and pools write for a normalisation
+// (src/device/precision.rs). All else is reached by pointers.
+#if HALVES
+struct Map {
+    const Pages& pages;
+    Spot spot;
+};
+
+constexpr unsigned HALF = 1u << 16;
+
+__device__ inline Map map_at(const Pages& pages, Spot spot) { return {pages, spot}; }
+__device__ inline Map operator+(Map map, unsigned elements) { return {map.pages, {map.spot.page, map.spot.at + elements}}; }
+
+__device__ inline bool in_halves(Map map) { return (map.spot.page & HALF) != 0; }
+
+__device__ inline float* whole_at(Map map) { return map.pages.page[map.spot.page] + map.spot.at; }
+
+// Two words that hold a quad.
+__device__ inline uint2* halves_at(Map map) {
+    return reinterpret_cast<uint2*>(map.pages.page[map.spot.page ^ HALF] + map.spot.at / 2);
+}
+
+__device__ inline float4 load4(Map map, unsigned valid) {
+    float4 v;
+    if (in_halves(map)) {
+        const uint2 w = valid ? *halves_at(map) : make_uint2(0, 0);
+        v = make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
+                        __uint_as_float(w.y & 0xffff0000u));
+    } else {
+        v = load4(whole_at(map), valid);
+    }
+#ifdef __CUDA_ARCH__
+    // Both ways end here, before anything else begins: otherwise there are not enough registers.
+    asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
+#endif
+    return v;
+}
+
+// A number rounded to the nearest bf16, ties to even, in the high half of a word. NaN stays NaN.
+__device__ inline unsigned rounded(float v) {
+    const unsigned bits = __float_as_uint(v);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : bits + 0x7fffu + (bits >> 16 & 1u);
+}
+
+// Two numbers as a word.
+__device__ inline unsigned word_of(float low, float high) { return rounded(low) >> 16 | (rounded(high) & 0xffff0000u); }
+
+__device__ inline void store4(Map map, float4 v, unsigned valid) {
+    if (!in_halves(map)) {
+        store4(whole_at(map), v, valid);
+    } else if (valid) {
+        *halves_at(map) = make_uint2(word_of(v.x, v.y), word_of(v.z, v.w));
+    }
+}
+#else
+using Map = float*;
+
+__device__ inline Map map_at(const Pages& pages, Spot spot) { return at(pages, spot); }
+#endif
 
 // Writes, or adds to what is there.
 __device__ inline void put4(float* p, float4 v, unsigned valid, bool accumulate) {

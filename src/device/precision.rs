@@ -55,17 +55,24 @@ impl Precision {
         )))
     }
 
-    /// The two numbers of a word.
+    /// The two numbers of a word of halves.
     pub(super) fn unpack(self, word: f32) -> [f32; 2] {
         let bits = word.to_bits();
-        [bits as u16, (bits >> 16) as u16].map(|half| match self {
-            Self::Bf16 => bf16::from_bits(half).to_f32(),
-            _ => f16::from_bits(half).to_f32(),
-        })
+        [bits as u16, (bits >> 16) as u16].map(|half| self.decode(half))
+    }
+
+    /// The number that a half stands for.
+    pub fn decode(self, half: u16) -> f32 {
+        if self == Self::Bf16 { bf16::from_bits(half).to_f32() } else { f16::from_bits(half).to_f32() }
+    }
+
+    /// The half that is nearest to a number.
+    pub fn encode(self, value: f32) -> u16 {
+        if self == Self::Bf16 { bf16::from_f32(value).to_bits() } else { f16::from_f32(value).to_bits() }
     }
 
     /// The bases of a program whose maps are stored in halves.
-    pub(super) fn halves(self, program: &Program) -> HashSet<Tensor> {
+    pub fn halves(self, program: &Program) -> HashSet<Tensor> {
         if self.is_full() {
             return HashSet::new();
         }
@@ -79,7 +86,8 @@ impl Precision {
     }
 }
 
-/// Bases of maps that kernels touch in quads only, and that no other op writes than those whose maps are halved.
+/// Bases of maps that kernels touch in quads only, through accesses that know halves, and that no other op writes than those
+/// whose maps are halved. Gradients are therefore never among them; that kernels read those as they lie is not asked.
 pub fn in_quads(program: &Program) -> HashSet<Tensor> {
     let graph = program.graph();
     let (mut found, mut unfit) = (HashSet::new(), HashSet::new());
@@ -112,12 +120,12 @@ fn writes(node: &Node, graph: &Graph) -> bool {
     }
 }
 
-/// Whether an op's kernels read an input in quads only. Patches of dense convolutions are read element by element.
+/// Whether an op's kernels read an input that is a map, and no gradient, in quads only. Patches of dense convolutions are
+/// read element by element, and what is pooled is never halved.
 fn reads(node: &Node, input: usize, graph: &Graph) -> bool {
     match node.op {
-        Op::Statistics(_) | Op::Mixture(_) | Op::MixtureBackward(_) => true,
-        Op::Separable(_) | Op::SeparableBackward(_) | Op::PoolBackward(_) => true,
-        Op::DenseBackward(_) => input > 0,
+        Op::Statistics(_) | Op::Mixture(_) | Op::Separable(_) | Op::SeparableBackward(_) => true,
+        Op::MixtureBackward(_) | Op::DenseBackward(_) | Op::PoolBackward(_) => input > 0,
         Op::ReduceBackward(_) => input > 0 && reduces_quads(node, graph),
         _ => false,
     }
