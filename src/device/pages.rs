@@ -241,18 +241,12 @@ mod tests {
 
     #[test]
     fn halves_shrink_the_arena() {
-        for (size, most) in [((16, 8, 64), 0.62), ((36, 8, 64), 0.62), ((18, 8, 64), 1.0)] {
+        for size in [(16, 8, 64), (36, 8, 64)] {
             let [whole, halves] = [Precision::F32, Precision::F16].map(|p| launches(size, 1 << 31, p).unwrap());
-            let mib = |[_, _, arena]: [usize; 3]| (arena * 4) >> 20;
-            let what = format!(
-                "{size:?}: {} MiB in {} launches, in halves {} MiB in {}",
-                mib(whole),
-                whole[1],
-                mib(halves),
-                halves[1]
-            );
+            let shown = |[_, merged, arena]: [usize; 3]| format!("{} MiB, {merged} launches", (arena * 4) >> 20);
+            let what = format!("{size:?}: {}; in halves {}", shown(whole), shown(halves));
             println!("{what}");
-            assert!(halves[2] as f64 <= most * whole[2] as f64, "{what}");
+            assert!(halves[2] as f64 <= 0.62 * whole[2] as f64 && halves[1] <= whole[1] + 20, "{what}");
         }
     }
 

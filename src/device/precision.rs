@@ -164,6 +164,7 @@ impl fmt::Display for Precision {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{SearchConfig, TrainConfig};
 
     #[test]
     fn names_round_trip() {
@@ -192,6 +193,20 @@ mod tests {
             let message = precision.check(device).unwrap_err().to_string();
             assert!(message.contains(stores) && message.contains(&format!("--device {device}")), "{message}");
         }
+    }
+
+    #[test]
+    fn settings_refuse_what_their_device_does_not_have() {
+        let search = SearchConfig { precision: Precision::F16, ..SearchConfig::default() };
+        let train = TrainConfig { precision: Precision::Bf16, ..TrainConfig::default() };
+        for error in [search.check().unwrap_err(), train.check().unwrap_err()] {
+            assert!(matches!(error, Error::Usage(_)), "{error}");
+            assert!(error.to_string().contains("the processor stores f32 only"), "{error}");
+        }
+        let kept = |config: &SearchConfig| serde_json::to_string(config).unwrap();
+        assert!(
+            kept(&search).contains("\"precision\":\"f16\"") && !kept(&SearchConfig::default()).contains("precision")
+        );
     }
 
     #[test]
