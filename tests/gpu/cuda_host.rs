@@ -290,6 +290,15 @@ fn whole_steps_equal_the_processors() {
     }
     assert_eq!(bits[0], bits[1], "captured and launched steps have the same bits");
 
+    // Maps in halves: other variants of the kernels.
+    let halves = Paged::new(Cuda::open(0, true).unwrap(), &search.layout, Precision::Bf16).unwrap();
+    let found = search.run(&mut Device::Gpu(Box::new(halves))).unwrap();
+    assert_ne!(found, bits[0], "the precision does something");
+    for ((name, found), (_, expected)) in found.iter().zip(&expected).filter(|((name, _), _)| name.ends_with("sums")) {
+        let close = found.iter().zip(expected).all(|(f, e)| (f - e).abs() <= 2e-2 * e.abs());
+        assert!(close, "{name} in halves: {found:?}, expected {expected:?}");
+    }
+
     // What is not finite is found op by op, in between the replays of a captured program.
     let mut device = open(&search.layout, true).unwrap();
     let [program, _] = search.programs();
