@@ -82,7 +82,7 @@ struct Map {
     Spot spot;
 };
 
-constexpr unsigned HALF = 1u << 16;
+constexpr unsigned HALF = 0x10000u;
 
 __device__ inline Map map_at(const Pages& pages, Spot spot) { return {pages, spot}; }
 __device__ inline Map operator+(Map map, unsigned elements) { return {map.pages, {map.spot.page, map.spot.at + elements}}; }
