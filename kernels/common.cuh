@@ -2,7 +2,8 @@
 //
 // Every kernel has the signature (parameter record, pages, table of records); src/ops/launch.rs defines the contract. The
 // device compiles each file with -DBLOCK=<threads of a block> and, once for each kind of launch, with -DWIDE=1 (every
-// group of four channels is aligned to 16 bytes and whole) or -DWIDE=0 (nothing of the kind).
+// group of four channels is aligned to 16 bytes and whole) or -DWIDE=0 (nothing of the kind), and with -DHALVES=1 (some
+// tensors are stored in halves) or -DHALVES=0.
 #pragma once
 
 // The pages that a launch binds.
@@ -10,7 +11,8 @@ struct Pages {
     float* page[8];
 };
 
-// A tensor in a record: index into Pages, first element.
+// A tensor in a record: index into Pages, first element. The index has the bit HALF if the tensor is a Map stored in halves:
+// as bf16, two elements a word, in whole quads.
 struct __align__(8) Spot {
     unsigned page, at;
 };
@@ -71,6 +73,66 @@ __device__ inline void store4(float* p, float4 v, unsigned valid) {
     if (valid > 3) p[3] = v.w;
 #endif
 }
+
+// A map that may be stored in halves, by the bit HALF of its spot: what convolutions and pools write for a normalisation
+// (src/device/precision.rs). All else is reached by pointers.
+#if HALVES
+struct Map {
+    const Pages& pages;
+    Spot spot;
+};
+
+constexpr unsigned HALF = 0x10000u;
+
+__device__ inline Map map_at(const Pages& pages, Spot spot) { return {pages, spot}; }
+__device__ inline Map operator+(Map map, unsigned elements) { return {map.pages, {map.spot.page, map.spot.at + elements}}; }
+
+__device__ inline bool in_halves(Map map) { return (map.spot.page & HALF) != 0; }
+
+__device__ inline float* whole_at(Map map) { return map.pages.page[map.spot.page] + map.spot.at; }
+
+// Two words that hold a quad.
+__device__ inline uint2* halves_at(Map map) {
+    return reinterpret_cast<uint2*>(map.pages.page[map.spot.page ^ HALF] + map.spot.at / 2);
+}
+
+__device__ inline float4 load4(Map map, unsigned valid) {
+    float4 v;
+    if (in_halves(map)) {
+        const uint2 w = valid ? *halves_at(map) : make_uint2(0, 0);
+        v = make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
+                        __uint_as_float(w.y & 0xffff0000u));
+    } else {
+        v = load4(whole_at(map), valid);
+    }
+#ifdef __CUDA_ARCH__
+    // Both ways end here, before anything else begins: otherwise there are not enough registers.
+    asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
+#endif
+    return v;
+}
+
+// A number rounded to the nearest bf16, ties to even, in the high half of a word. NaN stays NaN.
+__device__ inline unsigned rounded(float v) {
+    const unsigned bits = __float_as_uint(v);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : bits + 0x7fffu + (bits >> 16 & 1u);
+}
+
+// Two numbers as a word.
+__device__ inline unsigned word_of(float low, float high) { return rounded(low) >> 16 | (rounded(high) & 0xffff0000u); }
+
+__device__ inline void store4(Map map, float4 v, unsigned valid) {
+    if (!in_halves(map)) {
+        store4(whole_at(map), v, valid);
+    } else if (valid) {
+        *halves_at(map) = make_uint2(word_of(v.x, v.y), word_of(v.z, v.w));
+    }
+}
+#else
+using Map = float*;
+
+__device__ inline Map map_at(const Pages& pages, Spot spot) { return at(pages, spot); }
+#endif
 
 // Writes, or adds to what is there.
 __device__ inline void put4(float* p, float4 v, unsigned valid, bool accumulate) {

@@ -228,7 +228,7 @@ __device__ inline float4 gradient4(const Pages& pages, const Job& j, unsigned ro
     if (has(j.flags, MASK)) v = at(pages, j.mask)[image] * v;
     if (has(j.flags, COEF)) {
         const float* coef = at(pages, j.coef) + channel;
-        const float4 y = load4(at(pages, j.y) + row * j.y_stride + channel, valid);
+        const float4 y = load4(map_at(pages, j.y) + row * j.y_stride + channel, valid);
         v = load4(coef, valid) * v + load4(coef + j.coef_stride, valid) * y + load4(coef + 2 * j.coef_stride, valid);
     }
     return v;
@@ -318,7 +318,7 @@ dense_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
 #pragma unroll
         for (unsigned r = 0; r < 4; r++) {
             if (row + r >= j.rows) continue;
-            float* y = at(pages, j.y) + (row + r) * j.y_stride + channel;
+            const Map y = map_at(pages, j.y) + (row + r) * j.y_stride + channel;
             acc[r] = acc[r] + bias;
             if (has(j.flags, ACCUMULATE)) acc[r] = load4(y, valid) + acc[r];
             store4(y, acc[r], valid);

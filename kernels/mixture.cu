@@ -102,7 +102,7 @@ mixture_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pa
         const float weight = weight_of(s, pages);
         const float4 scale = weight * (n.gamma * n.inv);
         const float4 shift = weight * n.beta;
-        const float* map = at(pages, s.map) + lane.channel;
+        const Map map = map_at(pages, s.map) + lane.channel;
 #pragma unroll
         for (unsigned start = 0; start < ROWS; start += UNDER_WAY) {
             float4 y[UNDER_WAY];
@@ -138,7 +138,7 @@ mixture_backward_partial(const __grid_constant__ JobsParams p, const __grid_cons
     const unsigned end = min(first + s.chunk_rows, s.rows);
     const Norm n = norm_of(s, pages, lane);
     const float* gradient = at(pages, s.node) + lane.channel;
-    const float* map = at(pages, s.map) + lane.channel;
+    const Map map = map_at(pages, s.map) + lane.channel;
 
     __shared__ float4 left[BLOCK];
     __shared__ float4 right[BLOCK];

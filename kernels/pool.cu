@@ -125,7 +125,7 @@ __device__ inline void fold_moments(const PoolJob& j, const Pages& pages, unsign
 }
 
 // Pixels of a window that are under way at once: more would not leave enough registers.
-constexpr unsigned UNROLL = WIDE ? 2 : 1;
+constexpr unsigned UNROLL = WIDE && !HALVES ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 pool_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const PoolJob* table) {
@@ -156,13 +156,13 @@ pool_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
             }
         }
         if (has(j.flags, MAX)) {
-            float* out = at(pages, j.max) + row * j.max_stride + lane.channel;
+            const Map out = map_at(pages, j.max) + row * j.max_stride + lane.channel;
             if (has(j.flags, MAX_ADD)) most = load4(out, lane.valid) + most;
             store4(out, most, lane.valid);
             if (has(j.flags, MOMENTS)) of_max = merge(of_max, {1.0f, most, quad(0.0f)});
         }
         if (has(j.flags, AVERAGE)) {
-            float* out = at(pages, j.average) + row * j.average_stride + lane.channel;
+            const Map out = map_at(pages, j.average) + row * j.average_stride + lane.channel;
             float4 average = (1.0f / float((ys.end - ys.first) * (xs.end - xs.first))) * sum;
             if (has(j.flags, AVERAGE_ADD)) average = load4(out, lane.valid) + average;
             store4(out, average, lane.valid);
@@ -298,7 +298,7 @@ pool_backward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
         }
         if (!most && !average) {
             dx = dx + a * load4(at(pages, t.g) + lane.channel + row * t.g_stride, lane.valid) + d;
-            if (affine) dx = dx + b * load4(at(pages, t.y) + lane.channel + row * t.y_stride, lane.valid);
+            if (affine) dx = dx + b * load4(map_at(pages, t.y) + lane.channel + row * t.y_stride, lane.valid);
             continue;
         }
         unsigned bit = 1;
@@ -307,7 +307,7 @@ pool_backward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
                 const unsigned out = (image * j.y_height + v) * j.y_width + u;
                 if (most && ((wins.x | wins.y | wins.z | wins.w) & bit) == 0) continue;
                 float4 dy = a * load4(at(pages, t.g) + lane.channel + out * t.g_stride, lane.valid) + d;
-                if (affine) dy = dy + b * load4(at(pages, t.y) + lane.channel + out * t.y_stride, lane.valid);
+                if (affine) dy = dy + b * load4(map_at(pages, t.y) + lane.channel + out * t.y_stride, lane.valid);
                 if (most) {
                     dy = make_float4(wins.x & bit ? dy.x : 0.0f, wins.y & bit ? dy.y : 0.0f, wins.z & bit ? dy.z : 0.0f,
                                      wins.w & bit ? dy.w : 0.0f);

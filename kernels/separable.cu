@@ -80,7 +80,7 @@ __device__ inline float4 depthwise(const SeparableJob& j, const Pages& pages, un
     const unsigned pixel = row % (j.y_h * j.y_w);
     const unsigned top = pixel / j.y_w * j.stride - j.pad;
     const unsigned left = pixel % j.y_w * j.stride - j.pad;
-    const float* x = at(pages, j.x) + image * j.x_h * j.x_w * j.x_stride + channel;
+    const Map x = map_at(pages, j.x) + image * j.x_h * j.x_w * j.x_stride + channel;
     const float* weights = at(pages, j.depthwise) + channel;
 
     float4 sum = quad(0.0f);
@@ -166,7 +166,7 @@ separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ 
         for (unsigned k = 0; k < ROWS; k++) {
             const unsigned row = lane.row + k * lane.rows;
             if (!lane.used || row >= PIXELS || first + row >= end) continue;
-            float* y = at(pages, j.y) + (first + row) * j.y_stride + lane.channel;
+            const Map y = map_at(pages, j.y) + (first + row) * j.y_stride + lane.channel;
             if (j.flags & ADD) sum[k] = load4(y, lane.valid) + sum[k];
             store4(y, sum[k], lane.valid);
             part.count += 1.0f;

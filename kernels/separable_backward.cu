@@ -100,7 +100,7 @@ __device__ inline float4 depthwise(const SeparableGradient& j, const Pages& page
     const unsigned pixel = row % (j.y_h * j.y_w);
     const unsigned top = pixel / j.y_w * j.stride - j.pad;
     const unsigned left = pixel % j.y_w * j.stride - j.pad;
-    const float* x = at(pages, j.x) + image * j.x_h * j.x_w * j.x_stride + channel;
+    const Map x = map_at(pages, j.x) + image * j.x_h * j.x_w * j.x_stride + channel;
     const float* weights = at(pages, j.depthwise) + channel;
 
     float4 sum = quad(0.0f);
@@ -125,7 +125,7 @@ __device__ inline float4 term(const SeparableGradient& j, const Pages& pages, un
     if (factor != 0.0f) g = factor * load4(at(pages, j.g) + row * j.g_stride + channel, valid);
     if (j.flags & COEF) {
         const float* coef = at(pages, j.coef) + channel;
-        const float4 y = load4(at(pages, j.y) + row * j.y_stride + channel, valid);
+        const float4 y = load4(map_at(pages, j.y) + row * j.y_stride + channel, valid);
         g = load4(coef, valid) * g + load4(coef + j.coef_stride, valid) * y + load4(coef + 2 * j.coef_stride, valid);
     }
     return g;
@@ -266,7 +266,7 @@ __device__ inline void taps_gradient(const SeparableGradient& j, const Pages& pa
     const unsigned end = min((chunk + 1) * j.chunk_rows, j.rows);
     const unsigned top = tap / j.kernel * j.dilation - j.pad;
     const unsigned side = tap % j.kernel * j.dilation - j.pad;
-    const float* x = at(pages, j.x) + channel;
+    const Map x = map_at(pages, j.x) + channel;
     const float* dd = at(pages, j.dd) + channel;
     const Norm n = norm_of(j, pages, channel, valid);
 
@@ -342,7 +342,7 @@ __device__ inline void input_gradient(const SeparableGradient* jobs, const Pages
         asm volatile("" ::: "memory");
         float4 g = quad(0.0f);
         for (unsigned b = 0; b < j.branches; b++) g = g + taps_at(jobs[b], pages, row, lane.channel, lane.valid);
-        const float4 x = load4(at(pages, j.x) + row * j.x_stride + lane.channel, lane.valid);
+        const float4 x = load4(map_at(pages, j.x) + row * j.x_stride + lane.channel, lane.valid);
         const float4 r = relu(norms[t], x);
         g = make_float4(r.x > 0.0f ? g.x : 0.0f, r.y > 0.0f ? g.y : 0.0f, r.z > 0.0f ? g.z : 0.0f, r.w > 0.0f ? g.w : 0.0f);
         put4(at(pages, j.dx) + row * j.dx_stride + lane.channel, g, lane.valid, j.flags & ADD);

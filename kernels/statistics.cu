@@ -24,7 +24,7 @@ statistics_partial(const __grid_constant__ JobsParams p, const __grid_constant__
     const StatisticsJob& j = table[job_of(table, p.jobs, block)];
     const unsigned chunk = (block - j.first_block) / j.groups;
     const Lane lane = lane_of(j.channels, j.lanes, (block - j.first_block) % j.groups);
-    const float* map = at(pages, j.map) + lane.channel;
+    const Map map = map_at(pages, j.map) + lane.channel;
     const unsigned first = chunk * j.chunk_rows;
     const unsigned end = min(first + j.chunk_rows, j.rows);
 

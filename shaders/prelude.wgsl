@@ -1,13 +1,24 @@
 // What all shaders share: the same functions as kernels/common.cuh, by the same names.
 //
 // A device puts four texts together (src/device/source.rs): constants BLOCK and the bindings of the pages, then this
-// file, then access_wide.wgsl or access_narrow.wgsl, then the shader. Binding 0 is the parameter record, binding 1 the
+// file, then one of access_*.wgsl, then the shader. Binding 0 is the parameter record, binding 1 the
 // table, both uniforms; from binding 2 on come the pages, all read_write. The first text also defines
 //     fn read_element(page: u32, index: u32) -> Element
 //     fn write_element(page: u32, index: u32, value: Element)
 
-// A tensor in a record: page, first element.
+// A tensor in a record: page, first element. The page has the bit HALF if the tensor is stored in halves: as f16, two
+// elements a word, in whole quads.
 alias Spot = vec2<u32>;
+
+const HALF: u32 = 0x10000u;
+
+fn in_halves(spot: Spot) -> bool {
+    return (spot.x & HALF) != 0u;
+}
+
+fn page_of(spot: Spot) -> u32 {
+    return spot.x & (HALF - 1u);
+}
 
 // Four neighbouring channels, the unit in which threads own maps.
 alias Quad = vec4<f32>;

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::data::Geometry;
-use crate::device::DeviceSpec;
+use crate::device::{DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::search::step::Order;
 
@@ -98,6 +98,9 @@ pub struct SearchConfig {
     /// What computes. The processor goes unsaid, as in the settings of runs that knew no other.
     #[serde(skip_serializing_if = "DeviceSpec::is_cpu")]
     pub device: DeviceSpec,
+    /// How the device stores feature maps. f32 goes unsaid, as in the settings of runs that knew no other.
+    #[serde(skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
     /// Threads; 0: all cores.
     pub threads: usize,
     /// Largest memory that the engine may take, in MiB.
@@ -157,6 +160,7 @@ impl Default for SearchConfig {
             weight_share: 0.5,
             order: Order::First,
             device: DeviceSpec::Cpu,
+            precision: Precision::F32,
             threads: 0,
             memory_limit: None,
             learning_rate: 0.025,
@@ -207,6 +211,9 @@ pub struct TrainConfig {
     /// What computes. The processor goes unsaid, as in the settings of runs that knew no other.
     #[serde(skip_serializing_if = "DeviceSpec::is_cpu")]
     pub device: DeviceSpec,
+    /// How the device stores feature maps. f32 goes unsaid, as in the settings of runs that knew no other.
+    #[serde(skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
     /// Threads; 0: all cores.
     pub threads: usize,
     /// Largest memory that the engine may take, in MiB.
@@ -251,6 +258,7 @@ impl Default for TrainConfig {
             seed: 0,
             train_images: None,
             device: DeviceSpec::Cpu,
+            precision: Precision::F32,
             threads: 0,
             memory_limit: None,
             learning_rate: 0.025,
@@ -337,6 +345,7 @@ impl SearchConfig {
     pub fn check(&self) -> Result<()> {
         let share = self.weight_share;
         self.device.check()?;
+        self.precision.check(self.device)?;
         check(&geometry((self.channels, self.layers, self.epochs, self.batch), self.size))?;
         check(&[
             ("weight_share", share.to_string(), "between 0 and 1", share.is_finite() && share > 0.0 && share < 1.0),
@@ -368,6 +377,7 @@ impl TrainConfig {
     pub fn check(&self) -> Result<()> {
         let smoothing = self.label_smoothing;
         self.device.check()?;
+        self.precision.check(self.device)?;
         check(&geometry((self.channels, self.layers, self.epochs, self.batch), self.size))?;
         check(&[
             rate("learning_rate", self.learning_rate),

@@ -6,7 +6,7 @@ use super::ceiling::{Bandwidth, COPIES, Ceilings, EMPTY_OPS, QUICK_LARGEST};
 use super::measure::{Effort, Times};
 use super::recorder::Built;
 use crate::device::paged::Gpu;
-use crate::device::{Device, DeviceSpec, Executable};
+use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::Result;
 use crate::graph::{Graph, Output, Program, Shape, State, StoreLayout};
 use crate::ops::elementwise::{Fill, Linear};
@@ -24,7 +24,7 @@ pub fn ceilings(spec: DeviceSpec, quick: bool) -> Result<Ceilings> {
 
 /// A program with its device; None on the processor.
 fn prepared(spec: DeviceSpec, layout: &StoreLayout, program: Program) -> Result<Option<(Box<dyn Gpu>, Executable)>> {
-    match Device::open(&spec, layout, 1)? {
+    match Device::open(&spec, layout, 1, Precision::F32)? {
         Device::Cpu(_) => Ok(None),
         Device::Gpu(mut gpu) => {
             let exe = gpu.prepare(program)?;

@@ -10,7 +10,7 @@ use super::parity;
 use super::recorder::Built;
 use super::report::{KernelDetails, KernelReport, Measured, Report, Skipped};
 use crate::device::cpu::Cpu;
-use crate::device::{Device, DeviceSpec, Executable};
+use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::{Error, Result};
 use crate::graph::StoreLayout;
 use crate::machine::Machine;
@@ -109,7 +109,7 @@ impl Prepared {
 pub fn run_all(cases: &[Case], settings: &Settings, mut look: impl FnMut(usize, &str)) -> Result<KernelReport> {
     let Settings { device: spec, threads, quick, .. } = *settings;
     // Held throughout: opening a device again is cheap while one is open.
-    let held = Device::open(&spec, &StoreLayout::new(), threads)?;
+    let held = Device::open(&spec, &StoreLayout::new(), threads, Precision::F32)?;
     let ceilings = if spec.is_cpu() { Ceilings::measure(threads, quick)? } else { gpu::ceilings(spec, quick)? };
     let (mut results, mut skipped) = (Vec::with_capacity(cases.len()), Vec::new());
     for (number, case) in cases.iter().enumerate() {

@@ -6,7 +6,7 @@ use super::gpu::drawn;
 use super::recorder::Built;
 use crate::device::cpu::Cpu;
 use crate::device::reference::Reference;
-use crate::device::{Device, DeviceSpec};
+use crate::device::{Device, DeviceSpec, Precision};
 use crate::error::Result;
 
 /// Images of a parity run at most. Batches are cut into tasks by image, so three take the same paths as many, an odd one
@@ -74,7 +74,7 @@ fn processor(built: &Built, threads: usize) -> Result<Vec<Vec<f64>>> {
 }
 
 fn gpu(built: &Built, spec: DeviceSpec) -> Result<Vec<Vec<f64>>> {
-    let mut device = Device::open(&spec, &built.layout, 1)?;
+    let mut device = Device::open(&spec, &built.layout, 1, Precision::F32)?;
     let exe = device.prepare(built.program.clone())?;
     for (state, values) in drawn(built) {
         device.write(state, &values)?;

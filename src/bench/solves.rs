@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::chart::{Chart, Series};
 use super::measure::{self, Effort, PowerLaw};
 use super::report::{Measured, Report, Table, changes, milliseconds};
-use crate::device::{Device, DeviceSpec};
+use crate::device::{Device, DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::graph::StoreLayout;
 use crate::machine::Machine;
@@ -258,7 +258,7 @@ pub fn run(what: What<'_>, on: (DeviceSpec, usize), quick: bool, mut look: impl 
         }
     };
     // Held throughout: a solve opens its device, which is cheap while one is open.
-    let held = Device::open(&on.0, &StoreLayout::new(), on.1)?;
+    let held = Device::open(&on.0, &StoreLayout::new(), on.1, Precision::F32)?;
     let (mut cases, mut laws) = (Vec::new(), Vec::new());
     for domain in [Domain::Log, Domain::Kernel] {
         let mut points = Vec::new();

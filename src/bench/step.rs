@@ -185,7 +185,7 @@ impl Subject {
             Recipe::Search(config) => {
                 config.check()?;
                 let mut setup = crate::search::run::Setup::new(config, &[(classes, norm)], size, config.batch)?;
-                let mut device = Device::open(&spec, &setup.layout, threads)?;
+                let mut device = Device::open(&spec, &setup.layout, threads, config.precision)?;
                 for (state, values) in setup.initial(config.seed) {
                     device.write(state, &values)?;
                 }
@@ -199,7 +199,7 @@ impl Subject {
             Recipe::Training(config) => {
                 config.check()?;
                 let setup = crate::train::run::Setup::new(config, classes, size, config.batch, norm)?;
-                let mut device = Device::open(&spec, &setup.layout, threads)?;
+                let mut device = Device::open(&spec, &setup.layout, threads, config.precision)?;
                 for (state, values) in setup.initial(config.seed) {
                     device.write(state, &values)?;
                 }

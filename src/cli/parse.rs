@@ -2,7 +2,7 @@
 
 use supernet::config::AlphaTransfer;
 use supernet::data::{Geometry, Spec};
-use supernet::device::DeviceSpec;
+use supernet::device::{DeviceSpec, Precision};
 use supernet::embedding::Profile;
 use supernet::experiment::protocol::Shard;
 use supernet::search::step::Order;
@@ -46,6 +46,11 @@ pub fn device(text: &str) -> Result<DeviceSpec, String> {
 /// A device of any build.
 pub fn any_device(text: &str) -> Result<DeviceSpec, String> {
     DeviceSpec::try_from(text.to_string()).map_err(|error| error.to_string())
+}
+
+/// A precision of some device.
+pub fn precision(text: &str) -> Result<Precision, String> {
+    text.parse::<Precision>().map_err(|error| error.to_string())
 }
 
 /// An embedder.

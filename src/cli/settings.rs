@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use supernet::config::{SearchConfig, TrainConfig};
-use supernet::device::DeviceSpec;
+use supernet::device::{DeviceSpec, Precision};
 use supernet::network::Genotype;
 use supernet::search::step::Order;
 use supernet::{Error, Result};
@@ -49,6 +49,10 @@ pub struct CommonFlags {
     #[arg(long, value_name = "DEVICE", value_parser = parse::device)]
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<DeviceSpec>,
+    /// How feature maps are stored: f32, f16 (on wgpu) or bf16 (on cuda). Arithmetic is f32 throughout [default: f32]
+    #[arg(long, value_name = "PRECISION", value_parser = parse::precision)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    precision: Option<Precision>,
     /// Threads; 0 for all cores. Results do not depend on it.
     #[arg(long, value_name = "T")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use super::cpu::Cpu;
 use super::paged::Gpu;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 use super::paged::Paged;
-use super::{DeviceSpec, Executable};
+use super::{DeviceSpec, Executable, Precision};
 use crate::error::Result;
 use crate::graph::{Program, State, StoreLayout, Tensor};
 use crate::machine::level_name;
@@ -21,23 +21,25 @@ pub enum Device {
 }
 
 impl Device {
-    /// Opens a device with a store of zeros. `threads` are those of the processor's kernels.
+    /// Opens a device with a store of zeros, which stores feature maps in this precision. `threads` are those of the
+    /// processor's kernels.
     ///
     /// # Errors
     /// [`crate::Error::Memory`] if the store does not fit, [`crate::Error::Usage`] if this build or this machine does not
-    /// have the device, or if the threads cannot be started.
-    pub fn open(spec: &DeviceSpec, layout: &StoreLayout, threads: usize) -> Result<Self> {
+    /// have the device, if the device does not have the precision, or if the threads cannot be started.
+    pub fn open(spec: &DeviceSpec, layout: &StoreLayout, threads: usize, precision: Precision) -> Result<Self> {
+        precision.check(*spec)?;
         match spec {
             DeviceSpec::Cpu => Ok(Self::Cpu(Box::new(Cpu::new(layout, threads)?))),
             #[cfg(feature = "wgpu")]
             DeviceSpec::Wgpu(index) => {
                 let gpu = super::wgpu::Wgpu::open(*index, super::wgpu::Options::default())?;
-                Ok(Self::Gpu(Box::new(Paged::new(gpu, layout)?)))
+                Ok(Self::Gpu(Box::new(Paged::new(gpu, layout, precision)?)))
             }
             #[cfg(feature = "cuda")]
             DeviceSpec::Cuda { index, capture } => {
                 let gpu = super::cuda::Cuda::open(index.unwrap_or(0), *capture)?;
-                Ok(Self::Gpu(Box::new(Paged::new(gpu, layout)?)))
+                Ok(Self::Gpu(Box::new(Paged::new(gpu, layout, precision)?)))
             }
             #[allow(unreachable_patterns, reason = "every device may be built in")]
             _ => Err(spec.missing()),

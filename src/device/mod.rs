@@ -10,6 +10,7 @@ mod memory;
 pub mod needs;
 pub mod paged;
 pub mod pages;
+pub mod precision;
 pub mod reference;
 pub mod source;
 pub mod spec;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use crate::graph::Program;
 pub use any::Device;
+pub use precision::Precision;
 pub use spec::DeviceSpec;
 
 /// A program that a device has prepared; runs on that device only.

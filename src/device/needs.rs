@@ -1,7 +1,7 @@
 //! What programs need of a device, told without opening it.
 
-use super::DeviceSpec;
 use super::pages::{Placed, Store};
+use super::{DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Program, StoreLayout};
 
@@ -19,6 +19,9 @@ pub struct Memory {
     pub all: usize,
 }
 
+/// A kind of device, and how it stores feature maps.
+pub type On = (DeviceSpec, Precision);
+
 fn page(spec: DeviceSpec) -> Option<usize> {
     match spec {
         DeviceSpec::Cpu => None,
@@ -32,18 +35,18 @@ fn page(spec: DeviceSpec) -> Option<usize> {
 /// # Errors
 /// [`Error::Memory`] naming a tensor that any device of the kind may have to refuse, [`Error::Usage`] naming an op that it
 /// has no kernel for.
-pub fn memory(spec: DeviceSpec, programs: &[&Program], layout: &StoreLayout) -> Result<Memory> {
+pub fn memory((spec, precision): On, programs: &[&Program], layout: &StoreLayout) -> Result<Memory> {
     match page(spec) {
         None => {
             let arena = programs.iter().map(|p| p.arena_bytes()).max().unwrap_or(0);
             Ok(Memory { arena, all: arena + layout.bytes() })
         }
-        Some(page) => paged(page, programs, layout),
+        Some(page) => paged(page, precision, programs, layout),
     }
 }
 
-fn paged(page: usize, programs: &[&Program], layout: &StoreLayout) -> Result<Memory> {
-    let store = Store::new(layout, page)?;
+fn paged(page: usize, precision: Precision, programs: &[&Program], layout: &StoreLayout) -> Result<Memory> {
+    let store = Store::new(layout, page)?.with(precision);
     let mut arena = 0;
     for program in programs {
         arena = arena.max(Placed::new(program, &store)?.arena());
@@ -57,9 +60,9 @@ fn paged(page: usize, programs: &[&Program], layout: &StoreLayout) -> Result<Mem
 ///
 /// # Errors
 /// As [`memory`].
-pub fn launches(spec: DeviceSpec, program: &Program, layout: &StoreLayout) -> Result<usize> {
+pub fn launches((spec, precision): On, program: &Program, layout: &StoreLayout) -> Result<usize> {
     let Some(page) = page(spec) else { return Ok(program.cost().launches) };
-    let store = Store::new(layout, page)?;
+    let store = Store::new(layout, page)?.with(precision);
     Ok(Placed::new(program, &store)?.launches(program, &store).len())
 }
 
@@ -68,8 +71,8 @@ pub fn launches(spec: DeviceSpec, program: &Program, layout: &StoreLayout) -> Re
 ///
 /// # Errors
 /// [`Error::Memory`] with the numbers and what to change, and as [`memory`].
-pub fn check(spec: DeviceSpec, programs: &[&Program], layout: &StoreLayout, limit: Option<usize>) -> Result<usize> {
-    let needed = if spec.is_cpu() { memory(spec, programs, layout)? } else { paged(CUDA_PAGE, programs, layout)? };
+pub fn check(on: On, programs: &[&Program], layout: &StoreLayout, limit: Option<usize>) -> Result<usize> {
+    let needed = if on.0.is_cpu() { memory(on, programs, layout)? } else { paged(CUDA_PAGE, on.1, programs, layout)? };
     needed.check(limit)?;
     Ok(needed.all)
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::Executable;
-use super::pages::{Placed, Store};
+use super::pages::{HALVES_PAGE, Placed, Store};
+use super::{Executable, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Program, Shape, State, StoreLayout, Tensor};
 use crate::ops::launch::{Launch, Place};
@@ -178,12 +178,13 @@ struct Prepared<B: Backend> {
 }
 
 impl<B: Backend> Paged<B> {
-    /// A store of zeros on a device.
+    /// A store of zeros on a device, beside which programs store feature maps in this precision.
     ///
     /// # Errors
     /// [`crate::Error::Memory`] if the store does not fit.
-    pub fn new(mut backend: B, layout: &StoreLayout) -> Result<Self> {
-        let store = Store::new(layout, backend.page())?;
+    pub fn new(mut backend: B, layout: &StoreLayout, precision: Precision) -> Result<Self> {
+        let page = if precision.is_full() { backend.page() } else { backend.page().min(HALVES_PAGE) };
+        let store = Store::new(layout, page)?.with(precision);
         backend.allocate(&store.pages)?;
         Ok(Self { backend, store, arena: 0, prepared: Vec::new() })
     }
@@ -202,8 +203,12 @@ impl<B: Backend> Paged<B> {
     fn read_place(&mut self, place: Place) -> Result<Vec<f32>> {
         let (shape, stride) = (place.shape, place.row_stride as usize);
         let extent = shape.rows().saturating_sub(1) * stride + shape.c;
-        let mut values = vec![0.0; extent];
-        self.backend.read(place.page, place.offset as usize, &mut values)?;
+        let per_word = if place.half { 2 } else { 1 };
+        let mut values = vec![0.0; extent / per_word];
+        self.backend.read(place.page, place.offset as usize / per_word, &mut values)?;
+        if place.half {
+            values = values.into_iter().flat_map(|word| self.store.precision.unpack(word)).collect();
+        }
         if stride != shape.c {
             values = values.chunks(stride).flat_map(|row| &row[..shape.c]).copied().collect();
         }

@@ -1,11 +1,17 @@
 //! Memory of a GPU as pages, and programs as launches on them: what the wgpu and the CUDA device share. A page is one
 //! buffer, no larger than the device binds at once; the store has pages of its own, the arena the ones behind them.
 
+use std::collections::HashSet;
+
+use super::Precision;
 use crate::error::{Error, Result};
 use crate::graph::plan::{Piece, Plan, Rules};
 use crate::graph::{Graph, Node, Program, Root, Shape, State, StoreLayout, Tensor};
 use crate::ops::launch::merge::{Lowered, merge};
 use crate::ops::launch::{Launch, Place, Places};
+
+/// Most elements of a page in which tensors are stored in halves: kernels count those by 32 bits too.
+pub(super) const HALVES_PAGE: usize = 1 << 31;
 
 /// Elements to which states are rounded: 256 bytes, the strictest alignment of bindings and copies.
 const GRAIN: usize = 64;
@@ -27,6 +33,8 @@ pub struct Store {
     pub pages: Vec<usize>,
     /// Most elements of a page.
     pub page: usize,
+    /// How programs that are placed beside it store feature maps.
+    pub precision: Precision,
 }
 
 impl Store {
@@ -49,7 +57,12 @@ impl Store {
         if layout.is_empty() {
             pages[0] = GRAIN;
         }
-        Ok(Self { at, pages, page })
+        Ok(Self { at, pages, page, precision: Precision::F32 })
+    }
+
+    /// The same store beside programs that store feature maps in another precision.
+    pub fn with(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Page and first element of a state.
@@ -83,6 +96,8 @@ fn check_page(len: usize, page: usize, what: impl Fn() -> String) -> Result<()> 
 #[derive(Clone, Debug)]
 pub struct Placed {
     plan: Plan,
+    /// Bases stored in halves.
+    halves: HashSet<Tensor>,
 }
 
 fn scratch(graph: &Graph, node: &Node) -> Vec<Piece> {
@@ -97,6 +112,8 @@ impl Placed {
     /// [`Error::Memory`] naming a tensor that is larger than a page, [`Error::Usage`] naming an op without GPU kernels.
     pub fn new(program: &Program, store: &Store) -> Result<Self> {
         let graph = program.graph();
+        let halves = store.precision.halves(program);
+        let words = |base: Tensor| graph.shape(base).len() / if halves.contains(&base) { 2 } else { 1 };
         for node in program.nodes() {
             let name = node.op.name();
             if node.op.lower().is_none() {
@@ -109,16 +126,18 @@ impl Placed {
                 check_page(piece.len, store.page, || format!("scratch of an op `{name}` of `{}`", program.name))?;
             }
             for output in &node.outputs {
-                let base = graph.info(graph.base(output.tensor));
-                let what = || format!("tensor `{}` {} of `{}`", base.name, base.shape, program.name);
-                check_page(base.shape.len(), store.page, what)?;
+                let base = graph.base(output.tensor);
+                let info = graph.info(base);
+                let what = || format!("tensor `{}` {} of `{}`", info.name, info.shape, program.name);
+                check_page(words(base), store.page, what)?;
             }
         }
         let rules = Rules { page: store.page, linger: LINGER, keep: KEEP };
-        Ok(Self { plan: Plan::new(graph, &program.results, rules, |node| scratch(graph, node)) })
+        let plan = Plan::new(graph, &program.results, rules, words, |node| scratch(graph, node));
+        Ok(Self { plan, halves })
     }
 
-    /// Elements of the arena.
+    /// Words of the arena.
     pub fn arena(&self) -> usize {
         self.plan.arena
     }
@@ -130,6 +149,7 @@ impl Placed {
     pub fn place(&self, program: &Program, store: &Store, tensor: Tensor) -> Place {
         let graph = program.graph();
         let info = graph.info(tensor);
+        let half = self.halves.contains(&info.base);
         let (page, start) = match graph.info(info.base).root {
             Root::State(state) => store.place(state),
             Root::Arena => {
@@ -137,7 +157,8 @@ impl Placed {
                 self.arena_place(store, at)
             }
         };
-        Place { page, offset: start + info.offset as u32, row_stride: info.row_stride as u32, shape: info.shape }
+        let offset = start * if half { 2 } else { 1 } + info.offset as u32;
+        Place { page, offset, row_stride: info.row_stride as u32, shape: info.shape, half }
     }
 
     fn arena_place(&self, store: &Store, at: usize) -> (u32, u32) {
@@ -153,7 +174,7 @@ impl Placed {
             let accumulate: Vec<bool> = node.outputs.iter().map(|o| o.accumulate).collect();
             let piece = |&(at, extent): &(usize, usize)| {
                 let (page, offset) = self.arena_place(store, at);
-                Place { page, offset, row_stride: extent as u32, shape: Shape::vector(extent) }
+                Place { page, offset, row_stride: extent as u32, shape: Shape::vector(extent), half: false }
             };
             let pieces: Vec<Place> = self.plan.scratch[step].iter().map(piece).collect();
             let scratch = pieces.first().copied().unwrap_or_default();
@@ -162,7 +183,14 @@ impl Placed {
             writes.extend(pieces);
             Lowered { launches, reads, writes }
         };
-        program.nodes().iter().enumerate().map(one).collect()
+        let mut ops: Vec<Lowered> = program.nodes().iter().enumerate().map(one).collect();
+        // Of a kernel that meets halves, all launches are compiled for them: they can be merged, and compute the same bits
+        // whether they are or not.
+        let launches = || ops.iter().flat_map(|op| &op.launches);
+        let kernels: HashSet<&str> = launches().filter(|l| l.halves).map(|l| l.kernel).collect();
+        let launches = ops.iter_mut().flat_map(|op| &mut op.launches);
+        launches.for_each(|launch| launch.halves |= kernels.contains(launch.kernel));
+        ops
     }
 
     /// All launches of a replay, merged where ops do not depend on each other.
@@ -179,12 +207,16 @@ mod tests {
     use crate::search::run::Setup;
 
     /// Launches of a whole first-order step, both halves, one after the other and merged; elements of the arena.
-    fn launches(channels: usize, layers: usize, batch: usize, page: usize) -> Result<[usize; 3]> {
+    fn launches(
+        (channels, layers, batch): (usize, usize, usize),
+        page: usize,
+        precision: Precision,
+    ) -> Result<[usize; 3]> {
         let config = SearchConfig { data: "x".into(), channels, layers, batch, ..SearchConfig::default() };
         let size = Geometry { height: 32, width: 32, channels: 3 };
         let norm = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
         let setup = Setup::new(&config, &[(10, norm)], size, batch)?;
-        let store = Store::new(&setup.layout, page)?;
+        let store = Store::new(&setup.layout, page)?.with(precision);
         let mut counts = [0; 3];
         for program in [&setup.tasks[0].architecture, &setup.tasks[0].weight] {
             let placed = Placed::new(program, &store)?;
@@ -200,7 +232,7 @@ mod tests {
     fn a_whole_step_takes_few_launches() {
         // The second is what WebGPU promises of every device: 128 MiB.
         for page in [1 << 31, 1 << 25] {
-            let [apart, merged, arena] = launches(16, 8, 64, page).unwrap();
+            let [apart, merged, arena] = launches((16, 8, 64), page, Precision::F32).unwrap();
             let mib = (arena * 4) >> 20;
             let what = format!("pages of {page}: {apart} launches, {merged} merged, {mib} MiB");
             assert!(apart < 1_600 && merged < 960 && mib < 2_050, "{what}");
@@ -208,8 +240,19 @@ mod tests {
     }
 
     #[test]
+    fn halves_shrink_the_arena() {
+        for size in [(16, 8, 64), (36, 8, 64)] {
+            let [whole, halves] = [Precision::F32, Precision::F16].map(|p| launches(size, 1 << 31, p).unwrap());
+            let shown = |[_, merged, arena]: [usize; 3]| format!("{} MiB, {merged} launches", (arena * 4) >> 20);
+            let what = format!("{size:?}: {}; in halves {}", shown(whole), shown(halves));
+            println!("{what}");
+            assert!(halves[2] as f64 <= 0.62 * whole[2] as f64 && halves[1] <= whole[1] + 20, "{what}");
+        }
+    }
+
+    #[test]
     fn what_no_page_can_hold_is_refused_with_the_numbers() {
-        let message = launches(16, 8, 64, 1 << 20).unwrap_err().to_string();
+        let message = launches((16, 8, 64), 1 << 20, Precision::F32).unwrap_err().to_string();
         assert!(message.contains("MiB in one piece") && message.contains("at most 4.0 MiB"), "{message}");
     }
 }

@@ -71,6 +71,14 @@ impl<T: Real> Reference<T> {
         (0..view.shape.len()).map(|i| view.at(i)).collect()
     }
 
+    /// Replaces every value of a tensor, as a device does that stores it in fewer bits.
+    pub fn replace(&mut self, program: &Program, tensor: Tensor, by: impl Fn(T) -> T) {
+        let view = self.resolve(program, tensor);
+        for row in 0..view.shape.rows() {
+            (0..view.shape.c).for_each(|c| view.set(row, c, by(view.get(row, c))));
+        }
+    }
+
     /// Shape and values of every output of one op that are not finite, by name: empty if all is sound.
     pub fn non_finite(&mut self, program: &Program, op: usize) -> Vec<(String, Shape)> {
         let outputs: Vec<Tensor> = program.nodes()[op].outputs.iter().map(|o| o.tensor).collect();

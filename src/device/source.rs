@@ -1,6 +1,31 @@
 //! Sources of the GPU kernels, as devices compile them. See `ops::launch` for the contract that they share.
 
-use crate::ops::launch::{BLOCK, PAGES};
+use crate::ops::launch::{BLOCK, Launch, PAGES};
+
+/// What a source is compiled for, beside the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Variant {
+    /// See [`Launch::wide`].
+    pub wide: bool,
+    /// See [`Launch::halves`].
+    pub halves: bool,
+}
+
+impl Variant {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::new(false, false), Self::new(true, false), Self::new(false, true), Self::new(true, true)];
+
+    /// One of them.
+    pub const fn new(wide: bool, halves: bool) -> Self {
+        Self { wide, halves }
+    }
+
+    /// That of a launch.
+    pub fn of(launch: &Launch) -> Self {
+        Self::new(launch.wide, launch.halves)
+    }
+}
 
 /// The files of one stem.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +59,8 @@ pub const COMMON_NAME: &str = "common.cuh";
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 const ACCESS_WIDE: &str = include_str!("../../shaders/access_wide.wgsl");
 const ACCESS_NARROW: &str = include_str!("../../shaders/access_narrow.wgsl");
+const ACCESS_HALVES_WIDE: &str = include_str!("../../shaders/access_halves_wide.wgsl");
+const ACCESS_HALVES_NARROW: &str = include_str!("../../shaders/access_halves_narrow.wgsl");
 
 /// The source of a stem.
 ///
@@ -44,8 +71,9 @@ pub fn source(stem: &str) -> Source {
 }
 
 /// Macro definitions with which CUDA sources are compiled.
-pub fn cuda_options(wide: bool) -> [String; 2] {
-    [format!("-DBLOCK={BLOCK}"), format!("-DWIDE={}", u32::from(wide))]
+pub fn cuda_options(variant: Variant) -> [String; 3] {
+    let Variant { wide, halves } = variant;
+    [format!("-DBLOCK={BLOCK}"), format!("-DWIDE={}", u32::from(wide)), format!("-DHALVES={}", u32::from(halves))]
 }
 
 impl Source {
@@ -64,9 +92,14 @@ impl Source {
     /// The whole shader for launches that bind `pages` pages. Pages are arrays of vectors if all accesses are wide, of
     /// scalars otherwise: WGSL cannot see one buffer both ways. A switch over the pages picks one; with a single page
     /// there is none.
-    pub fn wgsl(&self, wide: bool, pages: usize) -> String {
+    pub fn wgsl(&self, variant: Variant, pages: usize) -> String {
         assert!((1..=PAGES).contains(&pages), "a launch binds 1 to {PAGES} pages, not {pages}");
-        let element = if wide { "vec4<f32>" } else { "f32" };
+        let (element, access) = match variant {
+            Variant { wide: true, halves: false } => ("vec4<f32>", ACCESS_WIDE),
+            Variant { wide: false, halves: false } => ("f32", ACCESS_NARROW),
+            Variant { wide: true, halves: true } => ("vec2<u32>", ACCESS_HALVES_WIDE),
+            Variant { wide: false, halves: true } => ("u32", ACCESS_HALVES_NARROW),
+        };
         let mut text = format!("const BLOCK: u32 = {BLOCK}u;\nalias Element = {element};\n");
         for i in 0..pages {
             text += &format!("@group(0) @binding({}) var<storage, read_write> page_{i}: array<Element>;\n", i + 2);
@@ -79,6 +112,6 @@ impl Source {
         let write = pick(&|i| format!("page_{i}[index] = value;"));
         text += &format!("fn read_element(page: u32, index: u32) -> Element {{ {read} }}\n");
         text += &format!("fn write_element(page: u32, index: u32, value: Element) {{ {write} }}\n");
-        text + PRELUDE + if wide { ACCESS_WIDE } else { ACCESS_NARROW } + self.shader
+        text + PRELUDE + access + self.shader
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::convnet::ConvNet;
 use super::{Embedded, Profile, Signature, cache, efficientnet};
 use crate::data::{Dataset, Geometry, Images, Normalisation, stratified_subset};
-use crate::device::{Device, DeviceSpec, Executable};
+use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Program, Shape, State, StoreLayout, Tensor};
 use crate::network::{Pass, Supernet};
@@ -240,7 +240,7 @@ impl Runner {
             }
         };
         let dim = graph.shape(features).c;
-        let mut device = Device::open(&device, &layout, threads)?;
+        let mut device = Device::open(&device, &layout, threads, Precision::F32)?;
         for (state, values) in values {
             device.write(state, values)?;
         }

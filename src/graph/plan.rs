@@ -51,7 +51,8 @@ impl Program {
             let (inputs, outputs) = node.shapes(&graph);
             Piece::one(node.op.scratch(&inputs, &outputs))
         };
-        let plan = Plan::new(&graph, results, Rules { page: usize::MAX, linger: 0, keep: 0 }, scratch);
+        let rules = Rules { page: usize::MAX, linger: 0, keep: 0 };
+        let plan = Plan::new(&graph, results, rules, |base| graph.shape(base).len(), scratch);
         Self { name: name.into(), graph, results: results.to_vec(), plan }
     }
 
@@ -133,11 +134,12 @@ struct Block {
 }
 
 impl Plan {
-    /// Places all tensors and each op's scratch.
+    /// Places all tensors, each base in so many words, and each op's scratch.
     pub(crate) fn new(
         graph: &Graph,
         results: &[Tensor],
         rules: Rules,
+        words: impl Fn(Tensor) -> usize,
         scratch_of: impl Fn(&Node) -> Vec<Piece>,
     ) -> Self {
         let Rules { page, linger, keep } = rules;
@@ -158,7 +160,7 @@ impl Plan {
         // Largest first into the lowest gap that is free for the whole lifetime.
         let mut order: Vec<(usize, usize, usize, usize)> = (0..count)
             .filter(|&t| first[t] != usize::MAX && graph.infos[t].root == Root::Arena)
-            .map(|t| (graph.infos[t].shape.len().next_multiple_of(ALIGNMENT), first[t], last[t] + linger, t))
+            .map(|t| (words(Tensor(t as u32)).next_multiple_of(ALIGNMENT), first[t], last[t] + linger, t))
             .collect();
         let mut scratch: Vec<Vec<(usize, usize)>> = vec![Vec::new(); end];
         // Op and index of each piece, counted behind the tensors.

@@ -67,6 +67,8 @@ pub struct Place {
     pub row_stride: u32,
     /// Extent.
     pub shape: Shape,
+    /// Stored in halves, two elements a word, in whole quads ([`Place::wide`]): offset and stride count halves.
+    pub half: bool,
 }
 
 impl Place {
@@ -92,12 +94,16 @@ impl Place {
         self.offset.is_multiple_of(4) && self.shape.len().is_multiple_of(4)
     }
 
-    pub(crate) fn extent(self) -> Range<u32> {
-        let rows = self.shape.rows() as u32;
-        self.offset..self.offset + rows.saturating_sub(1) * self.row_stride + self.shape.c as u32
+    /// From the first element to behind the last one, in units of two bytes.
+    pub(crate) fn extent(self) -> Range<u64> {
+        let rows = self.shape.rows() as u64;
+        let end = u64::from(self.offset) + rows.saturating_sub(1) * u64::from(self.row_stride) + self.shape.c as u64;
+        let unit = if self.half { 1 } else { 2 };
+        unit * u64::from(self.offset)..unit * end
     }
 
-    /// Whether both have an element in common. Slices of channels of one map lie between each other without.
+    /// Whether both have memory in common. Slices of channels of one map lie between each other without; what lies in the
+    /// rows of a map of the other kind counts as touched.
     pub(crate) fn overlaps(self, other: Self) -> bool {
         let (a, b) = (self.extent(), other.extent());
         if self.page != other.page || a.start >= b.end || b.start >= a.end {
@@ -105,12 +111,12 @@ impl Place {
         }
         let stride = self.row_stride;
         let strided = stride == other.row_stride && self.shape.rows() > 1 && other.shape.rows() > 1;
-        if !strided {
+        if !strided || self.half != other.half {
             return true;
         }
         // Columns of `other` counted from the first of `self`, around the row.
         let (width, other_width) = (self.shape.c as u32, other.shape.c as u32);
-        let apart = (b.start % stride + stride - a.start % stride) % stride;
+        let apart = (other.offset % stride + stride - self.offset % stride) % stride;
         apart < width || apart + other_width > stride
     }
 }
@@ -136,9 +142,12 @@ pub struct Places<'a> {
     pub pieces: &'a [Place],
 }
 
-/// A tensor as a record names it: page (index into [`Launch::pages`]) and first element. `uint2` in CUDA, `vec2<u32>`
-/// in WGSL.
+/// A tensor as a record names it: page (index into [`Launch::pages`], with the bit [`HALF`] for a tensor in halves) and
+/// first element. `uint2` in CUDA, `vec2<u32>` in WGSL.
 pub type Spot = [u32; 2];
+
+/// The bit of a [`Spot`]'s page that says that the tensor is stored in halves.
+pub const HALF: u32 = 1 << 16;
 
 /// A `repr(C)` record that CUDA and WGSL declare with the same fields; a test compares the three declarations.
 pub trait Record: bytemuck::Pod {
@@ -175,6 +184,9 @@ pub struct Launch {
     pub kernel: &'static str,
     /// Compile the source with 16-byte accesses: every group of four channels is aligned and whole.
     pub wide: bool,
+    /// Compile the source with accesses to halves: some tensor of the launch is stored so. They all are bf16 on CUDA and f16
+    /// on wgpu; kernels compute in f32 whatever is stored.
+    pub halves: bool,
     /// Bytes of the parameter record.
     pub params: Vec<u8>,
     /// Bytes of the table; empty if the kernel takes none.
@@ -300,6 +312,7 @@ impl Lanes {
 #[derive(Clone, Default)]
 struct Slots {
     pages: Vec<u32>,
+    halves: bool,
     read: Vec<Place>,
     written: Vec<Place>,
 }
@@ -311,7 +324,9 @@ impl Slots {
             self.pages.push(place.page);
             self.pages.len() - 1
         });
-        [slot as u32, place.offset]
+        assert!(!place.half || place.wide(), "halves are stored in whole quads, not as {place:?}");
+        self.halves |= place.half;
+        [slot as u32 | if place.half { HALF } else { 0 }, place.offset]
     }
 
     /// Names a tensor that the launch reads.
@@ -332,6 +347,7 @@ impl Slots {
             source,
             kernel,
             wide,
+            halves: self.halves,
             params: bytemuck::bytes_of(params).to_vec(),
             table: Vec::new(),
             pages: self.pages.clone(),
@@ -394,7 +410,7 @@ mod tests {
     use super::*;
 
     fn vector(page: u32, offset: u32, c: usize) -> Place {
-        Place { page, offset, row_stride: c as u32, shape: Shape::vector(c) }
+        Place { page, offset, row_stride: c as u32, shape: Shape::vector(c), half: false }
     }
 
     #[test]
@@ -416,13 +432,29 @@ mod tests {
 
     #[test]
     fn slices_of_one_map_do_not_overlap() {
-        let slice = |offset: u32, c: usize| Place { page: 0, offset, row_stride: 16, shape: Shape::map(2, 3, 3, c) };
+        let slice = |offset, c| Place { shape: Shape::map(2, 3, 3, c), row_stride: 16, ..vector(0, offset, c) };
         assert!(!slice(100, 4).overlaps(slice(104, 12)) && !slice(104, 12).overlaps(slice(100, 4)));
         assert!(slice(100, 5).overlaps(slice(104, 12)) && slice(104, 12).overlaps(slice(100, 5)));
         // A row further down, and beside it.
         assert!(slice(100, 4).overlaps(slice(132, 4)) && !slice(100, 4).overlaps(slice(136, 4)));
         assert!(!slice(100, 4).overlaps(slice(100 + 18 * 16, 4)));
         assert!(slice(100, 4).overlaps(vector(0, 120, 4)), "a vector in between counts as touched");
+    }
+
+    #[test]
+    fn halves_take_half_the_memory() {
+        let map = |offset: u32, half: bool| Place { half, shape: Shape::map(1, 2, 2, 8), ..vector(0, offset, 8) };
+        // 32 elements: words 100 to 115 in halves, 100 to 131 otherwise.
+        assert_eq!((map(200, true).extent(), map(100, false).extent()), (200..232, 200..264));
+        assert!(map(200, true).overlaps(map(84, false)) && map(84, false).overlaps(map(200, true)));
+        assert!(!map(200, true).overlaps(map(116, false)) && !map(200, true).overlaps(map(68, false)));
+        assert!(map(200, true).overlaps(map(224, true)) && !map(200, true).overlaps(map(232, true)));
+        let slice = |offset: u32, half: bool| Place { row_stride: 16, ..map(offset, half) };
+        assert!(!slice(200, true).overlaps(slice(208, true)) && slice(200, true).overlaps(slice(204, true)));
+        assert!(slice(200, true).overlaps(slice(104, false)), "different kinds");
+        let mut slots = Slots::default();
+        assert_eq!((slots.reads(map(8, false)), slots.halves), ([0, 8], false));
+        assert_eq!((slots.reads(map(8, true)), slots.halves), ([HALF, 8], true));
     }
 
     #[test]

@@ -156,6 +156,18 @@ pub struct ReduceBackward {
     pub input: bool,
 }
 
+impl ReduceBackward {
+    /// The input that is the first of each edge's two weights.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = usize> {
+        let further = |(kind, _): &(TermKind, bool)| 3 + 2 * usize::from(kind.coef) + usize::from(kind.mask.is_some());
+        self.edges.iter().scan(1, move |next, edge| {
+            let first = *next;
+            *next += further(edge);
+            Some(first)
+        })
+    }
+}
+
 impl Family for ReduceBackward {
     const NAME: &'static str = "reduce_backward";
 

@@ -134,7 +134,7 @@ impl Setup {
         }
         let limit = config.memory_limit.map(|mib| mib << 20);
         let programs: Vec<&Program> = tasks.iter().flat_map(TaskPrograms::programs).collect();
-        let peak_bytes = needs::check(config.device, &programs, &layout, limit)?;
+        let peak_bytes = needs::check((config.device, config.precision), &programs, &layout, limit)?;
         Ok(Self { network, layout, tasks, peak_bytes })
     }
 
@@ -168,9 +168,9 @@ pub fn plan(config: &SearchConfig, classes: usize, size: Geometry) -> Result<Pla
     let setup = Setup::new(config, &[(classes, plain_normalisation(size.channels))], size, config.batch)?;
     let task = &setup.tasks[0];
     let step = [task.architecture.cost(), task.weight.cost()].into_iter().sum::<crate::ops::Cost>();
-    let memory = needs::memory(config.device, &task.programs().collect::<Vec<_>>(), &setup.layout)?;
+    let memory = needs::memory((config.device, config.precision), &task.programs().collect::<Vec<_>>(), &setup.layout)?;
     memory.check(config.memory_limit.map(|mib| mib << 20))?;
-    let launches = |program: &Program| needs::launches(config.device, program, &setup.layout);
+    let launches = |program: &Program| needs::launches((config.device, config.precision), program, &setup.layout);
     Ok(PlanReport {
         parameters: setup.network.layout.weights_len(),
         macs_per_image: macs(&task.evaluation, config.batch),

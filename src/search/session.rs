@@ -109,7 +109,7 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     let mut setup = Setup::new(config, &heads, size, halves[0].batch)?;
     let mib = setup.peak_bytes as f64 / (1024.0 * 1024.0);
     control.observer.note(&format!("predicted peak memory of the engine: {mib:.1} MiB"));
-    let mut device = Device::open(&config.device, &setup.layout, run::threads(config.threads))?;
+    let mut device = Device::open(&config.device, &setup.layout, run::threads(config.threads), config.precision)?;
     control.observer.note(&format!("device: {}", device.name()));
     for (state, values) in setup.initial(config.seed) {
         device.write(state, &values)?;

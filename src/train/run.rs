@@ -12,7 +12,7 @@ use super::step::{self, TrainRecipe, TrainStates};
 use crate::checkpoint::{Checkpoint, Meta, Network, Source};
 use crate::config::{TrainConfig, check_extent};
 use crate::data::{Geometry, Images, Loader, Normalisation, normalisation, permutation};
-use crate::device::{Device, DeviceSpec, Executable, needs};
+use crate::device::{Device, DeviceSpec, Executable, Precision, needs};
 use crate::error::{Error, Result};
 use crate::graph::{Program, State, StoreLayout};
 use crate::network::{Derived, DerivedConfig, Genotype};
@@ -106,7 +106,7 @@ impl Setup {
         let train = step::train_step(&network, &states, &recipe)?.program("training step", false);
         let evaluation = step::evaluation(&network, &states, &input)?.program("evaluation", false);
         let limit = config.memory_limit.map(|mib| mib << 20);
-        let peak_bytes = needs::check(config.device, &[&train, &evaluation], &layout, limit)?;
+        let peak_bytes = needs::check((config.device, config.precision), &[&train, &evaluation], &layout, limit)?;
         Ok(Self { network, layout, states, train, evaluation, peak_bytes })
     }
 
@@ -127,9 +127,9 @@ pub fn plan(config: &TrainConfig, classes: usize, size: Geometry) -> Result<Plan
     let setup = Setup::new(config, classes, size, config.batch, norm)?;
     let programs = [&setup.train, &setup.evaluation];
     let step = setup.train.cost();
-    let memory = needs::memory(config.device, &programs, &setup.layout)?;
+    let memory = needs::memory((config.device, config.precision), &programs, &setup.layout)?;
     memory.check(config.memory_limit.map(|mib| mib << 20))?;
-    let launches = |program: &Program| needs::launches(config.device, program, &setup.layout);
+    let launches = |program: &Program| needs::launches((config.device, config.precision), program, &setup.layout);
     Ok(PlanReport {
         parameters: setup.network.parameters(),
         macs_per_image: macs(&setup.evaluation, config.batch),
@@ -186,7 +186,7 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
     let macs_per_image = macs(&evaluation, batch);
     let parameters = network.parameters();
     control.observer.note(&format!("{parameters} parameters, {:.1} M multiply-adds an image", macs_per_image / 1e6));
-    let mut device = Device::open(&config.device, &layout, run::threads(config.threads))?;
+    let mut device = Device::open(&config.device, &layout, run::threads(config.threads), config.precision)?;
     control.observer.note(&format!("device: {}", device.name()));
     let train = device.prepare(train)?;
     let evaluation = device.prepare(evaluation)?;
@@ -443,7 +443,7 @@ pub fn evaluate(checkpoint: &Path, data: &str, (device, threads): (DeviceSpec, u
     let input =
         InputPipeline { pad: 0, flip: false, cutout: 0, normalisation: source.normalisation.clone(), seed: meta.seed };
     let program = step::evaluation(&network, &states, &input)?.program("evaluation", false);
-    let mut device = Device::open(&device, &layout, run::threads(threads))?;
+    let mut device = Device::open(&device, &layout, run::threads(threads), Precision::F32)?;
     let exe = device.prepare(program)?;
     device.write(states.model.weights, &weights)?;
     device.write(states.model.running, &running)?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::points::Points;
 use super::weights::Weighty;
-use crate::device::{Device, DeviceSpec};
+use crate::device::{Device, DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Program, Shape, State, StoreLayout};
 use crate::ops::transport::{
@@ -310,7 +310,7 @@ impl<'a> Piece<'a> {
             }
             Costs::Matrices(_) => None,
         };
-        let device = Device::open(&options.device, &layout, options.threads)?;
+        let device = Device::open(&options.device, &layout, options.threads, Precision::F32)?;
         let mut piece = Self {
             costs,
             problems,
@@ -536,7 +536,7 @@ impl<'a> Piece<'a> {
             self.device.run(&exe)?;
             return self.device.read_tensor(&exe, rows);
         }
-        let mut processor = Device::open(&DeviceSpec::Cpu, &self.layout, self.options.threads)?;
+        let mut processor = Device::open(&DeviceSpec::Cpu, &self.layout, self.options.threads, Precision::F32)?;
         for state in [self.cost, self.weights, self.schedule, self.potentials, self.status] {
             processor.write(state, &self.device.read(state)?)?;
         }

@@ -45,6 +45,24 @@ struct alignas(16) float4 {
 
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+
+static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+
+static inline float __uint_as_float(unsigned bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+static inline unsigned __float_as_uint(float v) {
+    unsigned bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
 extern "C" {
 // The linker names the two ends of the section; they are null if no kernel of the file has shared memory.
 extern unsigned char __start_cuda_cpu_shared[] __attribute__((weak, visibility("hidden")));

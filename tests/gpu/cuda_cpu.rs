@@ -1,17 +1,18 @@
 //! Compiles `kernels/*.cu` with the system's C++ compiler, against `tests/cuda_cpu/cuda_cpu.h`, and runs every case on
 //! the CPU: blocks and threads in three orders, grids folded, accesses wide and narrow.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libloading::Library;
-use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, cuda_options, source};
+use supernet::device::precision::Precision;
+use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, Variant, cuda_options, source};
 use supernet::ops::launch::Launch;
 
 use super::cases;
-use super::harness::{Machine, Page, Placed, Spread, folded, narrow};
+use super::harness::{KERNELS_WITH_HALVES, Machine, Page, Placed, Spread, folded, narrow};
 
 /// `Call` in cuda_cpu.h.
 #[repr(C)]
@@ -32,14 +33,21 @@ struct Call {
 /// Orders in which blocks and threads take turns: `Order` in cuda_cpu.h.
 const ORDERS: [u32; 3] = [0, 1, 2];
 
+/// These variants of all sources.
+pub(super) fn all(variants: &[Variant]) -> Vec<(Source, Variant)> {
+    SOURCES.iter().flat_map(|&source| variants.iter().map(move |&variant| (source, variant))).collect()
+}
+
 /// Kernels compiled for the CPU. Shared memory is static memory of a library: one launch at a time.
 pub(super) struct CudaCpu {
-    libraries: HashMap<(&'static str, bool), Library>,
+    libraries: HashMap<(&'static str, Variant), Library>,
     order: u32,
 }
 
-fn compile(folder: &Path, source: &Source, text: &str, wide: bool) -> PathBuf {
-    let name = format!("{}_{}", source.stem, if wide { "wide" } else { "narrow" });
+fn compile(folder: &Path, source: &Source, text: &str, variant: Variant) -> PathBuf {
+    let Variant { wide, halves } = variant;
+    let name =
+        format!("{}_{}{}", source.stem, if wide { "wide" } else { "narrow" }, if halves { "_halves" } else { "" });
     let exports: String = source.entry_points().iter().map(|k| format!("CUDA_CPU_EXPORT({k})\n")).collect();
     let main = folder.join(format!("{name}.cpp"));
     let library = folder.join(format!("{name}.so"));
@@ -49,7 +57,7 @@ fn compile(folder: &Path, source: &Source, text: &str, wide: bool) -> PathBuf {
     let output = Command::new(&compiler)
         .args(["-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"])
         .args(["-Wno-unused-function"])
-        .args(cuda_options(wide))
+        .args(cuda_options(variant))
         .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda_cpu")])
         .arg("-I")
         .arg(folder)
@@ -63,16 +71,16 @@ fn compile(folder: &Path, source: &Source, text: &str, wide: bool) -> PathBuf {
 }
 
 impl CudaCpu {
-    /// Compiles sources, narrow or wide, `edit` applied to each; a folder named after `purpose` holds them meanwhile.
-    pub(super) fn new(purpose: &str, variants: &[(Source, bool)], edit: impl Fn(&str) -> String + Sync) -> Self {
+    /// Compiles variants of sources, `edit` applied to each; a folder named after `purpose` holds them meanwhile.
+    pub(super) fn new(purpose: &str, variants: &[(Source, Variant)], edit: impl Fn(&str) -> String + Sync) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda_cpu_{purpose}_{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("the folder for temporary files is writable");
         std::fs::write(folder.join(COMMON_NAME), edit(COMMON)).expect("the folder for temporary files is writable");
-        let load = |&(source, wide): &(Source, bool)| {
-            let path = compile(&folder, &source, &edit(source.cuda), wide);
+        let load = |&(source, variant): &(Source, Variant)| {
+            let path = compile(&folder, &source, &edit(source.cuda), variant);
             // SAFETY: the library was just compiled from our own sources; loading it runs no code of theirs.
             let library = unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            ((source.stem, wide), library)
+            ((source.stem, variant), library)
         };
         let libraries = std::thread::scope(|scope| {
             let threads: Vec<_> = variants.iter().map(|v| scope.spawn(|| load(v))).collect();
@@ -84,7 +92,7 @@ impl CudaCpu {
     }
 
     fn launch(&self, launch: &Launch, pages: &mut [Page]) -> Result<(), String> {
-        let library = &self.libraries[&(launch.source, launch.wide)];
+        let library = &self.libraries[&(launch.source, Variant::of(launch))];
         let name = format!("cuda_cpu_{}", launch.kernel);
         // SAFETY: CUDA_CPU_EXPORT gives every entry point this signature.
         let run: libloading::Symbol<'_, unsafe extern "C" fn(*const Call) -> bool> =
@@ -125,7 +133,7 @@ impl Machine for CudaCpu {
 
 #[test]
 fn cuda_kernels_agree_with_the_reference() {
-    let variants: Vec<_> = SOURCES.iter().flat_map(|&s| [(s, false), (s, true)]).collect();
+    let variants = all(&Variant::ALL[..2]);
     let mut machine = CudaCpu::new("cases", &variants, str::to_owned);
     for case in cases::all() {
         for spread in [Spread::One, Spread::Each] {
@@ -143,6 +151,25 @@ fn cuda_kernels_agree_with_the_reference() {
     }
 }
 
+/// Maps in halves: the same kernels, over accesses of their own.
+#[test]
+fn cuda_kernels_read_and_write_halves() {
+    let mut machine = CudaCpu::new("halves", &all(&Variant::ALL), str::to_owned);
+    let mut seen = BTreeSet::new();
+    for case in cases::all() {
+        for spread in [Spread::One, Spread::Each] {
+            let placed = Placed::stored(&case, spread, Precision::Bf16);
+            if placed.has_halves() {
+                let launches = placed.launches();
+                seen.extend(launches.iter().filter(|l| l.halves).map(|l| l.kernel));
+                placed.check(&mut machine, &launches);
+                placed.check(&mut machine, &narrow(&launches));
+            }
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), KERNELS_WITH_HALVES);
+}
+
 /// The tests above are worth something only if they notice a broken kernel.
 #[test]
 fn broken_cuda_kernels_are_noticed() {
@@ -150,7 +177,7 @@ fn broken_cuda_kernels_are_noticed() {
     let broken = |stem: &str, from: &str, to: &str| {
         let mut stems = vec![stem, "fold", "pool"];
         stems.dedup();
-        let variants: Vec<_> = stems.iter().map(|stem| (source(stem), false)).collect();
+        let variants: Vec<_> = stems.iter().map(|stem| (source(stem), Variant::default())).collect();
         let mut machine = CudaCpu::new("broken", &variants, |text| text.replace(from, to));
         cases.iter().flat_map(|case| ORDERS.map(|order| (case, order))).any(|(case, order)| {
             let placed = Placed::new(case, Spread::One);

@@ -11,8 +11,8 @@ use libloading::Library;
 use supernet::data::{Geometry, Normalisation};
 use supernet::device::cuda::{Cuda, Nvrtc};
 use supernet::device::paged::{Backend, Gpu as _, Paged};
-use supernet::device::source::{SOURCES, Source, cuda_options};
-use supernet::device::{Device, DeviceSpec, Executable};
+use supernet::device::source::{SOURCES, Source, Variant, cuda_options};
+use supernet::device::{Device, DeviceSpec, Executable, Precision};
 use supernet::graph::{Graph, Program, Shape, State, StoreLayout};
 use supernet::network::{SearchSpace, Supernet};
 use supernet::ops::elementwise::Linear;
@@ -127,7 +127,7 @@ fn live() -> Vec<i64> {
 
 fn report_opening() {
     let spec = std::env::var("DEVICE").unwrap_or_else(|_| "cuda".into()).parse::<DeviceSpec>().unwrap();
-    match Device::open(&spec, &StoreLayout::new(), 1) {
+    match Device::open(&spec, &StoreLayout::new(), 1, Precision::F32) {
         Ok(device) => println!("opened: {}", device.name()),
         Err(error) => println!("{}: {error}", if matches!(error, Error::Device(_)) { "device" } else { "other" }),
     }
@@ -268,17 +268,17 @@ impl Search {
 }
 
 fn open(layout: &StoreLayout, capture: bool) -> Result<Paged<Cuda>> {
-    Paged::new(Cuda::open(0, capture)?, layout)
+    Paged::new(Cuda::open(0, capture)?, layout, Precision::F32)
 }
 
 fn whole_steps_equal_the_processors() {
     let search = Search::new();
-    let expected = search.run(&mut Device::open(&DeviceSpec::Cpu, &search.layout, 1).unwrap()).unwrap();
+    let expected = search.run(&mut Device::open(&DeviceSpec::Cpu, &search.layout, 1, Precision::F32).unwrap()).unwrap();
     let mut bits = Vec::new();
     for capture in [true, false] {
         let before = [count("graph launches"), count("launches")];
         let spec = "cuda".parse::<DeviceSpec>().unwrap().with_capture(capture);
-        let mut device = Device::open(&spec, &search.layout, 1).unwrap();
+        let mut device = Device::open(&spec, &search.layout, 1, Precision::F32).unwrap();
         let found = search.run(&mut device).unwrap();
         for ((name, found), (_, expected)) in found.iter().zip(&expected) {
             let square = |x: f64| x * x;
@@ -293,6 +293,15 @@ fn whole_steps_equal_the_processors() {
         assert!(if capture { [graphs, launches] == [4, 0] } else { graphs == 0 && launches > 100 });
     }
     assert_eq!(bits[0], bits[1], "captured and launched steps have the same bits");
+
+    // Maps in halves: other variants of the kernels.
+    let halves = Paged::new(Cuda::open(0, true).unwrap(), &search.layout, Precision::Bf16).unwrap();
+    let found = search.run(&mut Device::Gpu(Box::new(halves))).unwrap();
+    assert_ne!(found, bits[0], "the precision does something");
+    for ((name, found), (_, expected)) in found.iter().zip(&expected).filter(|((name, _), _)| name.ends_with("sums")) {
+        let close = found.iter().zip(expected).all(|(f, e)| (f - e).abs() <= 2e-2 * e.abs());
+        assert!(close, "{name} in halves: {found:?}, expected {expected:?}");
+    }
 
     // What is not finite is found op by op, in between the replays of a captured program.
     let mut device = open(&search.layout, true).unwrap();
@@ -478,7 +487,7 @@ fn compile_error() {
         cuda: "#include \"common.cuh\"\nextern \"C\" __global__ void __launch_bounds__(BLOCK, 4) k() { undeclared(); }",
         ..SOURCES[0]
     };
-    let mut options = cuda_options(true).to_vec();
+    let mut options = cuda_options(Variant::new(true, false)).to_vec();
     options.push("--gpu-architecture=sm_90".into());
     let error = nvrtc.compile(&broken, &options).unwrap_err().to_string();
     let file = format!("{}.cu", SOURCES[0].stem);
@@ -495,7 +504,7 @@ fn compile_errors_carry_the_log() {
 #[test]
 fn nvrtc_makes_cubins() {
     let compile = || -> Result<Vec<u8>> {
-        let mut options = cuda_options(true).to_vec();
+        let mut options = cuda_options(Variant::new(true, false)).to_vec();
         options.extend(["--std=c++17", "--gpu-architecture=sm_90"].map(str::to_owned));
         Nvrtc::find(13)?.compile(&SOURCES[0], &options)
     };

@@ -1,14 +1,39 @@
 //! A GPU device in miniature: places the tensors of a case in pages, lowers its ops, has a machine run the launches,
 //! and compares every element of every page with the reference in f64.
 
+use supernet::device::precision::{Precision, in_quads};
 use supernet::device::reference::Reference;
 use supernet::graph::{Graph, Program, Root, Shape, State, StoreLayout, Tensor};
 use supernet::ops::launch::{Launch, Place, Places};
 
 /// Largest error, relative in norm.
 const TOLERANCE: f64 = 2e-5;
+/// The same where outputs are rounded to so few bits.
+const fn tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => TOLERANCE,
+        Precision::F16 => 1e-3,
+        Precision::Bf16 => 4e-3,
+    }
+}
+
 /// Elements of NaN between tensors; nothing may write there.
 const GAP: usize = 16;
+
+/// All kernels that meet maps in halves in some case.
+pub const KERNELS_WITH_HALVES: &[&str] = &[
+    "dense_forward",
+    "dense_input",
+    "dense_weight",
+    "mixture_backward_partial",
+    "mixture_forward",
+    "pool_backward",
+    "pool_forward",
+    "separable_backward_gradients",
+    "separable_backward_product",
+    "separable_forward",
+    "statistics_partial",
+];
 
 /// Something that runs launches.
 pub trait Machine {
@@ -58,6 +83,11 @@ pub enum Spread {
 pub struct Placed<'a> {
     case: &'a Case,
     program: Program,
+    /// How the states are stored that are marked here.
+    precision: Precision,
+    halves: Vec<bool>,
+    /// Values of all states before the run, as they are stored.
+    values: Vec<Vec<f32>>,
     expected: Vec<Vec<f64>>,
     /// Page and first element of each state.
     at: Vec<(usize, usize)>,
@@ -68,10 +98,33 @@ pub struct Placed<'a> {
 
 impl<'a> Placed<'a> {
     pub fn new(case: &'a Case, spread: Spread) -> Self {
+        Self::stored(case, spread, Precision::F32)
+    }
+
+    /// Maps that kernels touch in quads only are stored in this precision.
+    pub fn stored(case: &'a Case, spread: Spread, precision: Precision) -> Self {
         let program = Program::new(case.name.clone(), case.graph.clone(), &[]);
+        let mut halves = vec![false; case.values.len()];
+        let inputs = program.nodes().iter().flat_map(|n| n.inputs.iter().copied());
+        let outputs = program.nodes().iter().flat_map(|n| n.outputs.iter().map(|o| o.tensor));
+        let fit = in_quads(&program);
+        for tensor in inputs.chain(outputs) {
+            let Root::State(state) = program.graph().info(tensor).root else {
+                panic!("the tensors of a case are states")
+            };
+            // Gradients are never halved, and kernels do not ask whether they are.
+            let gradient = case.layout.name(state).starts_with("g ") || case.layout.name(state) == "g";
+            let fits = fit.contains(&program.graph().info(tensor).base) && !gradient;
+            halves[state.id as usize] = fits && precision != Precision::F32;
+        }
+        let stored = |(values, &half): (&Vec<f32>, &bool)| -> Vec<f32> {
+            let round = |&v: &f32| if half { precision.decode(precision.encode(v)) } else { v };
+            values.iter().map(round).collect()
+        };
+        let values: Vec<Vec<f32>> = case.values.iter().zip(&halves).map(stored).collect();
         let mut reference = Reference::<f64>::new(&case.layout);
         let states: Vec<State> = case.layout.iter().map(|(_, s)| s).collect();
-        for (&state, values) in states.iter().zip(&case.values) {
+        for (&state, values) in states.iter().zip(&values) {
             for (to, &from) in reference.state_mut(state).iter_mut().zip(values) {
                 *to = f64::from(from);
             }
@@ -99,21 +152,33 @@ impl<'a> Placed<'a> {
             sizes[page] = (offset + elements + GAP).next_multiple_of(GAP);
             (page, offset)
         };
-        let at = case.values.iter().map(|values| place(values.len())).collect();
+        let words = |(values, &half): (&Vec<f32>, &bool)| values.len() / if half { 2 } else { 1 };
+        let at = values.iter().zip(&halves).map(|state| place(words(state))).collect();
         let mut piece = |elements| {
             let (page, offset) = place(elements);
             (page, offset, elements)
         };
         let scratch = pieces.into_iter().map(&mut piece).collect();
-        Self { case, program, expected, at, scratch, sizes }
+        Self { case, program, precision, halves, values, expected, at, scratch, sizes }
+    }
+
+    /// Whether anything is stored in halves.
+    pub fn has_halves(&self) -> bool {
+        self.halves.contains(&true)
+    }
+
+    /// Words that a state takes.
+    fn words(&self, state: usize) -> usize {
+        self.values[state].len() / if self.halves[state] { 2 } else { 1 }
     }
 
     fn place(&self, tensor: Tensor) -> Place {
         let info = self.program.graph().info(tensor);
         let Root::State(state) = info.root else { panic!("the tensors of a case are states") };
         let (page, start) = self.at[state.id as usize];
-        let offset = (start + info.offset) as u32;
-        Place { page: page as u32, offset, row_stride: info.row_stride as u32, shape: info.shape }
+        let half = self.halves[state.id as usize];
+        let offset = (start * if half { 2 } else { 1 } + info.offset) as u32;
+        Place { page: page as u32, offset, row_stride: info.row_stride as u32, shape: info.shape, half }
     }
 
     /// The launches of all ops.
@@ -127,6 +192,7 @@ impl<'a> Placed<'a> {
                 offset: offset as u32,
                 row_stride: elements as u32,
                 shape: Shape::vector(elements),
+                half: false,
             };
             let pieces: Vec<Place> = self.scratch.iter().map(piece).collect();
             let scratch = pieces.first().copied().unwrap_or_default();
@@ -140,8 +206,14 @@ impl<'a> Placed<'a> {
     /// Memory before the run: states as given, NaN elsewhere.
     pub fn pages(&self) -> Vec<Page> {
         let mut pages: Vec<Page> = self.sizes.iter().map(|&size| Page::new(size)).collect();
-        for (&(page, start), values) in self.at.iter().zip(&self.case.values) {
-            pages[page].values_mut()[start..start + values.len()].copy_from_slice(values);
+        for ((&(page, start), values), &half) in self.at.iter().zip(&self.values).zip(&self.halves) {
+            if half {
+                let halves: Vec<u16> = values.iter().map(|&v| self.precision.encode(v)).collect();
+                let to = &mut pages[page].values_mut()[start..start + values.len() / 2];
+                bytemuck::cast_slice_mut(to).copy_from_slice(&halves);
+            } else {
+                pages[page].values_mut()[start..start + values.len()].copy_from_slice(values);
+            }
         }
         pages
     }
@@ -149,10 +221,16 @@ impl<'a> Placed<'a> {
     /// Compares memory after the run with the reference, and finds writes outside of all tensors. Vectors and matrices
     /// are compared row by row, maps as a whole.
     pub fn compare(&self, pages: &[Page]) -> Result<(), String> {
+        let tolerance = tolerance(if self.has_halves() { self.precision } else { Precision::F32 });
         for ((name, state), (&(page, start), expected)) in
             self.case.layout.iter().zip(self.at.iter().zip(&self.expected))
         {
-            let actual = &pages[page].values()[start..start + expected.len()];
+            let id = state.id as usize;
+            let words = &pages[page].values()[start..start + self.words(id)];
+            let actual: Vec<f32> = match self.halves[id] {
+                true => bytemuck::cast_slice(words).iter().map(|&half| self.precision.decode(half)).collect(),
+                false => words.to_vec(),
+            };
             let stretch = if state.shape.n * state.shape.h == 1 { state.shape.c } else { expected.len() };
             for (row, (actual, expected)) in actual.chunks(stretch).zip(expected.chunks(stretch)).enumerate() {
                 let (mut error, mut norm) = (0.0, 0.0);
@@ -166,14 +244,13 @@ impl<'a> Placed<'a> {
                     }
                 }
                 let relative = (error / norm.max(1e-30)).sqrt();
-                if error > 0.0 && relative > TOLERANCE {
+                if error > 0.0 && relative > tolerance {
                     return Err(format!("{name}, row {row}: off by {relative:.1e} in norm"));
                 }
             }
         }
         let mut free: Vec<Vec<bool>> = self.sizes.iter().map(|&size| vec![true; size]).collect();
-        let extent = |values: &Vec<f32>| values.len();
-        let taken = self.at.iter().copied().zip(self.case.values.iter().map(extent));
+        let taken = self.at.iter().copied().zip((0..self.values.len()).map(|state| self.words(state)));
         for ((page, start), length) in taken {
             free[page][start..start + length].fill(false);
         }

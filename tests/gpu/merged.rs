@@ -3,8 +3,9 @@
 
 use supernet::data::{Geometry, Normalisation};
 use supernet::device::pages::{Placed, Store};
+use supernet::device::precision::Precision;
 use supernet::device::reference::Reference;
-use supernet::device::source::SOURCES;
+use supernet::device::source::Variant;
 use supernet::graph::{Program, State, StoreLayout};
 use supernet::network::{SearchSpace, Supernet};
 use supernet::ops::launch::{Launch, Place};
@@ -12,21 +13,21 @@ use supernet::ops::optimiser::Adam;
 use supernet::search::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, WeightOptimiser};
 
 use super::cases;
-use super::cuda_cpu::CudaCpu;
+use super::cuda_cpu::{self, CudaCpu};
 use super::harness::{self, Machine, Page, Spread};
 
-/// Largest difference from the reference in f64, relative in norm, over a whole step in f32.
-const TOLERANCE: f64 = 1e-3;
+/// Largest difference from the reference in f64, relative in norm, over a whole step.
+pub(super) const TOLERANCE: f64 = 1e-3;
 
 /// Both halves of a step, and the states' values before it.
-struct Step {
-    layout: StoreLayout,
-    programs: [Program; 2],
-    values: Vec<(State, Vec<f32>)>,
+pub(super) struct Step {
+    pub(super) layout: StoreLayout,
+    pub(super) programs: [Program; 2],
+    pub(super) values: Vec<(State, Vec<f32>)>,
 }
 
 impl Step {
-    fn new(channels: usize) -> Self {
+    pub(super) fn new(channels: usize) -> Self {
         let size = Geometry { height: 8, width: 8, channels: 3 };
         let network = Supernet::new(SearchSpace::darts(channels, 3).unwrap(), size, 3);
         let mut layout = StoreLayout::new();
@@ -59,10 +60,32 @@ impl Step {
         Self { layout, programs, values }
     }
 
+    /// What the states are after both halves, in f64 but for the maps that are stored in this precision.
+    pub(super) fn reference(&self, precision: Precision) -> Reference<f64> {
+        let mut reference = Reference::<f64>::new(&self.layout);
+        for (state, values) in &self.values {
+            let slots = reference.state_mut(*state).iter_mut();
+            slots.zip(values).for_each(|(to, &from)| *to = f64::from(from));
+        }
+        for program in &self.programs {
+            let halves = precision.halves(program);
+            reference.run_until(program, |reference, op, program| {
+                for output in &program.nodes()[op].outputs {
+                    if halves.contains(&program.graph().info(output.tensor).base) {
+                        let round = |v: f64| f64::from(precision.decode(precision.encode(v as f32)));
+                        reference.replace(program, output.tensor, round);
+                    }
+                }
+                true
+            });
+        }
+        reference
+    }
+
     /// The smallest page on which both programs find place, so that there are many.
-    fn small_page(&self) -> usize {
+    fn small_page(&self, precision: Precision) -> usize {
         let fits = |page: &usize| {
-            let store = Store::new(&self.layout, *page);
+            let store = Store::new(&self.layout, *page).map(|store| store.with(precision));
             store.is_ok_and(|store| self.programs.iter().all(|p| Placed::new(p, &store).is_ok()))
         };
         (10..30).map(|bits| 1 << bits).find(fits).expect("a small step fits into 4 GiB")
@@ -96,8 +119,50 @@ impl Step {
 }
 
 fn machine(purpose: &str) -> CudaCpu {
-    let variants: Vec<_> = SOURCES.iter().flat_map(|&s| [(s, false), (s, true)]).collect();
-    CudaCpu::new(purpose, &variants, str::to_owned)
+    CudaCpu::new(purpose, &cuda_cpu::all(&Variant::ALL), str::to_owned)
+}
+
+/// Distance of values from others, relative in norm.
+pub(super) fn distance(actual: impl IntoIterator<Item = f64>, expected: &[f64]) -> f64 {
+    let norm = expected.iter().map(|e| e * e).sum::<f64>().sqrt().max(1e-6);
+    expected.iter().zip(actual).map(|(e, a)| (e - a).powi(2)).sum::<f64>().sqrt() / norm
+}
+
+/// Compares the states behind a step with the reference. A device that rounds maps may be as far from it as the reference is
+/// that rounds the same ones: not closer to that, for which number of two a value is rounded to hangs on its last bit, and
+/// the next map on that.
+pub(super) struct Check {
+    exact: Reference<f64>,
+    /// How far rounding leads, for each state.
+    effects: Vec<f64>,
+    precision: Precision,
+}
+
+impl Check {
+    pub(super) fn new(step: &Step, precision: Precision) -> Self {
+        let (exact, rounded) = (step.reference(Precision::F32), step.reference(precision));
+        let effect = |(_, state)| distance(rounded.state(state).iter().copied(), exact.state(state));
+        let effects = step.layout.iter().map(effect).collect();
+        Self { exact, effects, precision }
+    }
+
+    /// How far rounding leads a state.
+    pub(super) fn effect(&self, step: &Step, name: &str) -> f64 {
+        let at = step.layout.iter().position(|(other, _)| other == name).expect("the state exists");
+        self.effects[at]
+    }
+
+    pub(super) fn check(&self, what: &str, step: &Step, states: &[Vec<f32>]) {
+        let mut most = 0.0f64;
+        for (((name, state), actual), effect) in step.layout.iter().zip(states).zip(&self.effects) {
+            let distance = distance(actual.iter().map(|&a| f64::from(a)), self.exact.state(state));
+            let limit = TOLERANCE + 3.0 * effect;
+            assert!(distance <= limit, "{what}, {}: {name} is off by {distance:.1e} in norm", self.precision);
+            most = most.max(distance);
+        }
+        println!("{what}, {}: off by at most {most:.1e} in norm", self.precision);
+        assert!(self.precision == Precision::F32 || most > TOLERANCE, "{what}, {}: nothing is rounded", self.precision);
+    }
 }
 
 #[test]
@@ -105,23 +170,15 @@ fn merged_programs_compute_what_they_do_apart() {
     let mut machine = machine("steps");
     for channels in [4, 6] {
         let step = Step::new(channels);
-        let mut reference = Reference::<f64>::new(&step.layout);
-        for (state, values) in &step.values {
-            let slots = reference.state_mut(*state).iter_mut();
-            slots.zip(values).for_each(|(to, &from)| *to = f64::from(from));
-        }
-        step.programs.iter().for_each(|program| reference.run(program));
-        for page in [1 << 24, step.small_page()] {
-            let store = Store::new(&step.layout, page).unwrap();
-            let (apart, _) = step.run(&mut machine, &store, false);
-            let (merged, states) = step.run(&mut machine, &store, true);
-            assert!(apart == merged, "{channels} channels, pages of {page}: merging changes values");
-            for ((name, state), actual) in step.layout.iter().zip(&states) {
-                let expected = reference.state(state);
-                let norm = expected.iter().map(|e| e * e).sum::<f64>().sqrt().max(1e-6);
-                let distance =
-                    expected.iter().zip(actual).map(|(e, &a)| (e - f64::from(a)).powi(2)).sum::<f64>().sqrt();
-                assert!(distance <= TOLERANCE * norm, "{name}: off by {:.1e} in norm", distance / norm);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let check = Check::new(&step, precision);
+            for page in [1 << 24, step.small_page(precision)] {
+                let store = Store::new(&step.layout, page).unwrap().with(precision);
+                let (apart, _) = step.run(&mut machine, &store, false);
+                let (merged, states) = step.run(&mut machine, &store, true);
+                let what = format!("{channels} channels, pages of {page}");
+                assert!(apart == merged, "{what}, {precision}: merging changes values");
+                check.check(&what, &step, &states);
             }
         }
     }

@@ -19,6 +19,8 @@ mod dense_cases;
 mod elementary_cases;
 mod elementwise_cases;
 mod folded_cases;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod halves;
 mod harness;
 mod loss_cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

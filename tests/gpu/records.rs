@@ -1,7 +1,7 @@
 //! Records and flags are declared three times, in Rust, CUDA and WGSL, so that each file can be read on its own. This
 //! compares the declarations, and the entry points of kernels and shaders.
 
-use supernet::device::source::{COMMON, SOURCES, Source, source};
+use supernet::device::source::{COMMON, SOURCES, Source, Variant, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
 use supernet::ops::launch::dense::{self, DenseInput, DenseJob, DenseWeight};
@@ -21,7 +21,7 @@ use supernet::ops::launch::separable_records::{self, SeparableGradient};
 use supernet::ops::launch::softmax::SoftmaxParams;
 use supernet::ops::launch::transport::{TransportParams, TransportProblem};
 use supernet::ops::launch::{
-    PAGES, Record, augment, elementwise, folded, global_pool, mixture, norm, optimiser, transport,
+    HALF, PAGES, Record, augment, elementwise, folded, global_pool, mixture, norm, optimiser, transport,
 };
 use supernet::ops::optimiser::NORM_BLOCK;
 
@@ -155,6 +155,9 @@ fn records_have_the_same_fields_in_all_three_languages() {
     assert!(source("optimiser").shader.contains(&format!("const TABLE: u32 = {};", optimiser::TABLE)));
     assert!(source("elementwise").shader.contains(&format!("const TABLE: u32 = {};", elementwise::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
+    let prelude = source("fold").wgsl(Variant::default(), 1);
+    assert!(COMMON.contains(&format!("unsigned HALF = {HALF:#x}u;")));
+    assert!(prelude.contains(&format!("const HALF: u32 = {HALF:#x}u;")));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Whole steps on a GPU behind the same checks as on the processor: search steps of first and second order and a training
 //! step with its auxiliary head, against PyTorch's values in f64.
 
-use supernet::device::{Device, Executable};
+use supernet::device::{Device, Executable, Precision};
 use supernet::graph::{Program, State, StoreLayout, Tensor};
 
 use crate::torch::{Engine, Small, check_derived, check_first_order, check_second_order};
@@ -57,7 +57,7 @@ mod cuda {
 
     /// The first NVIDIA GPU; says loudly where there is none.
     fn open(layout: &StoreLayout) -> Option<Gpu> {
-        match Device::open(&"cuda".parse().unwrap(), layout, 1) {
+        match Device::open(&"cuda".parse().unwrap(), layout, 1, Precision::F32) {
             Ok(device) => Some(Gpu::new(device)),
             Err(why) => {
                 missing("a CUDA device", "SUPERNET_REQUIRE_CUDA", &why.to_string());
@@ -110,7 +110,7 @@ mod wgpu {
 
     /// The fastest adapter; says loudly where there is none.
     fn open(layout: &StoreLayout) -> Option<Gpu> {
-        match Device::open(&"wgpu".parse().unwrap(), layout, 1) {
+        match Device::open(&"wgpu".parse().unwrap(), layout, 1, Precision::F32) {
             Ok(device) => {
                 println!("running on {}", device.name());
                 Some(Gpu::new(device))
@@ -150,7 +150,7 @@ mod wgpu {
             return;
         }
         let options = Limits { binding_bytes: Some(1 << 20) };
-        let gpu = Paged::new(Wgpu::open(None, options).unwrap(), &layout).unwrap();
+        let gpu = Paged::new(Wgpu::open(None, options).unwrap(), &layout, Precision::F32).unwrap();
         assert!(gpu.backend().page() == 1 << 18);
         check_first_order(&mut Gpu::new(Device::Gpu(Box::new(gpu))), 1e-3);
     }
@@ -165,7 +165,7 @@ mod wgpu {
         if open(&StoreLayout::new()).is_none() {
             return;
         }
-        let mut gpu = Paged::new(Wgpu::open(None, Limits::default()).unwrap(), &layout).unwrap();
+        let mut gpu = Paged::new(Wgpu::open(None, Limits::default()).unwrap(), &layout, Precision::F32).unwrap();
         let recipe = SearchRecipe { input: plain_input(1), ..recipe(Order::First) };
         let step = weight_step(&network, &states, &recipe).unwrap().program("weight step", false);
         let exe = gpu.prepare(step).unwrap();

@@ -1,16 +1,17 @@
 //! Runs every case as WGSL, on whatever Vulkan device there is, within the limits that WebGPU grants everywhere: 256
 //! threads and 16 KiB of shared memory a workgroup, eight storage buffers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use supernet::device::source::source;
+use supernet::device::precision::Precision;
+use supernet::device::source::{Variant, source};
 use supernet::ops::launch::{Launch, TABLE_BYTES};
 
 use super::cases;
-use super::harness::{Machine, Page, Placed, Spread, folded, narrow};
+use super::harness::{KERNELS_WITH_HALVES, Machine, Page, Placed, Spread, folded, narrow};
 use super::missing;
 
 /// Waits for a future that the driver completes on its own.
@@ -24,8 +25,8 @@ fn wait<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Stem, entry point, whether accesses are wide, number of pages.
-type Key = (&'static str, &'static str, bool, usize);
+/// Stem, entry point, variant, number of pages.
+type Key = (&'static str, &'static str, Variant, usize);
 
 struct Gpu {
     device: wgpu::Device,
@@ -67,7 +68,7 @@ impl Gpu {
     /// Binding 0 the parameter record, 1 the table, from 2 on the pages.
     fn prepare(&mut self, launch: &Launch) {
         let pages = launch.pages.len();
-        let key = (launch.source, launch.kernel, launch.wide, pages);
+        let key = (launch.source, launch.kernel, Variant::of(launch), pages);
         if self.pipelines.contains_key(&key) {
             return;
         }
@@ -85,7 +86,7 @@ impl Gpu {
             let descriptor = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
             self.device.create_bind_group_layout(&descriptor)
         });
-        let mut text = source(launch.source).wgsl(launch.wide, pages);
+        let mut text = source(launch.source).wgsl(Variant::of(launch), pages);
         if let Some((from, to)) = self.edit {
             text = text.replace(from, to);
         }
@@ -115,7 +116,7 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for launch in launches {
-            let key = (launch.source, launch.kernel, launch.wide, launch.pages.len());
+            let key = (launch.source, launch.kernel, Variant::of(launch), launch.pages.len());
             let params = self.buffer(&launch.params, wgpu::BufferUsages::UNIFORM);
             let mut table = launch.table.clone();
             table.resize(TABLE_BYTES, 0);
@@ -185,6 +186,26 @@ fn shaders_agree_with_the_reference() {
         }
     }
     println!("{} pipelines", gpu.pipelines.len());
+}
+
+/// Maps in halves: the same shaders, over accesses of their own.
+#[test]
+fn shaders_read_and_write_halves() {
+    let mut gpu = match Gpu::find() {
+        Ok(gpu) => gpu,
+        Err(why) => return missing("a Vulkan device", "SUPERNET_REQUIRE_WGPU", &why),
+    };
+    let mut seen = BTreeSet::new();
+    for case in cases::all() {
+        let placed = Placed::stored(&case, Spread::One, Precision::F16);
+        if placed.has_halves() {
+            let launches = placed.launches();
+            seen.extend(launches.iter().filter(|l| l.halves).map(|l| l.kernel));
+            placed.check(&mut gpu, &launches);
+            placed.check(&mut gpu, &narrow(&launches));
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), KERNELS_WITH_HALVES);
 }
 
 /// The test above is worth something only if it notices a broken shader.

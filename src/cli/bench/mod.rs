@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use supernet::bench::chart::Chart;
 use supernet::bench::compare::Earlier;
-use supernet::device::{Device, DeviceSpec};
+use supernet::device::{Device, DeviceSpec, Precision};
 use supernet::files::write_atomically;
 use supernet::graph::StoreLayout;
 use supernet::machine::Machine;
@@ -76,7 +76,7 @@ impl Common {
     /// The same for a bench that has a number of threads of its own.
     fn earlier_on(&self, bench: &str, threads: usize) -> Result<Option<Earlier>> {
         let load = |path: &PathBuf| {
-            let device = Device::open(&self.device, &StoreLayout::new(), threads)?;
+            let device = Device::open(&self.device, &StoreLayout::new(), threads, Precision::F32)?;
             Earlier::load(path, bench, &Machine::with(&device, threads))
         };
         self.compare.as_ref().map(load).transpose()

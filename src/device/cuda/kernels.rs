@@ -10,15 +10,15 @@ use super::cache::Cache;
 use super::context::Context;
 use super::driver::{Fault, version_text};
 use super::nvrtc::Nvrtc;
-use crate::device::source::{Source, cuda_options, source};
+use crate::device::source::{Source, Variant, cuda_options, source};
 use crate::error::{Error, Result};
 use crate::ops::launch::Launch;
 
 /// Stack of a thread that compiles: the compiler was made for main threads.
 const STACK: usize = 16 << 20;
 
-/// A source, and whether its accesses are wide.
-type Variant = (&'static str, bool);
+/// A source, and what it is compiled for.
+type Key = (&'static str, Variant);
 
 /// A loaded cubin.
 struct Module {
@@ -46,8 +46,8 @@ pub(super) struct Kernels {
     context: Rc<Context>,
     nvrtc: Nvrtc,
     cache: Cache,
-    modules: HashMap<Variant, Rc<Module>>,
-    functions: HashMap<(Variant, &'static str), Kernel>,
+    modules: HashMap<Key, Rc<Module>>,
+    functions: HashMap<(Key, &'static str), Kernel>,
 }
 
 impl Kernels {
@@ -57,13 +57,13 @@ impl Kernels {
 
     /// Compiles what these launches need and has not been compiled yet, several sources at once.
     pub fn compile(&mut self, launches: &[Launch]) -> Result<()> {
-        let mut variants: Vec<Variant> = launches.iter().map(|l| (l.source, l.wide)).collect();
+        let mut variants: Vec<Key> = launches.iter().map(|l| (l.source, Variant::of(l))).collect();
         variants.sort_unstable();
         variants.dedup();
         variants.retain(|variant| !self.modules.contains_key(variant));
         let (nvrtc, cache, architecture) = (&self.nvrtc, &self.cache, self.context.info.architecture());
-        let compile = |(stem, wide): Variant| {
-            let mut options = cuda_options(wide).to_vec();
+        let compile = |(stem, variant): Key| {
+            let mut options = cuda_options(variant).to_vec();
             options.extend(["--std=c++17".to_owned(), format!("--gpu-architecture={architecture}")]);
             let source: Source = source(stem);
             cache.get(&source, &options, nvrtc.version(), || nvrtc.compile(&source, &options))
@@ -72,7 +72,7 @@ impl Kernels {
         let at_once = std::thread::available_parallelism().map_or(1, usize::from);
         for batch in variants.chunks(at_once) {
             let cubins: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
-                let start = |&variant: &Variant| {
+                let start = |&variant: &Key| {
                     std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, move || compile(variant))
                 };
                 let started: Vec<_> = batch.iter().map(start).collect();
@@ -110,7 +110,7 @@ impl Kernels {
 
     /// The entry point of a launch whose source is compiled.
     pub fn get(&mut self, launch: &Launch) -> Result<Kernel> {
-        let variant = (launch.source, launch.wide);
+        let variant = (launch.source, Variant::of(launch));
         if let Some(kernel) = self.functions.get(&(variant, launch.kernel)) {
             return Ok(kernel.clone());
         }

@@ -5,18 +5,18 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use super::Faults;
-use crate::device::source::source;
+use crate::device::source::{Variant, source};
 use crate::error::Result;
 use crate::files::{cache_folder, write_atomically};
 use crate::ops::launch::{Launch, TABLE_BYTES};
 
-/// Stem, entry point, whether accesses are wide, number of pages.
-type Key = (&'static str, &'static str, bool, usize);
+/// Stem, entry point, what it is compiled for, number of pages.
+type Key = (&'static str, &'static str, Variant, usize);
 
 /// What has been compiled.
 pub(super) struct Pipelines {
     layouts: HashMap<usize, wgpu::BindGroupLayout>,
-    modules: HashMap<(&'static str, bool, usize), wgpu::ShaderModule>,
+    modules: HashMap<(&'static str, Variant, usize), wgpu::ShaderModule>,
     pipelines: HashMap<Key, wgpu::ComputePipeline>,
     cache: Option<(wgpu::PipelineCache, PathBuf)>,
     /// Pipelines that were compiled since the cache was written.
@@ -24,7 +24,7 @@ pub(super) struct Pipelines {
 }
 
 fn key(launch: &Launch) -> Key {
-    (launch.source, launch.kernel, launch.wide, launch.pages.len())
+    (launch.source, launch.kernel, Variant::of(launch), launch.pages.len())
 }
 
 impl Pipelines {
@@ -68,10 +68,9 @@ impl Pipelines {
         let name = || format!("kernel `{}` of shaders/{}.wgsl for {what}", launch.kernel, launch.source);
         let pipeline = faults.scoped(device, name, || {
             let layout = self.layouts.entry(pages).or_insert_with(|| bindings(device, pages));
-            let module = self
-                .modules
-                .entry((launch.source, launch.wide, pages))
-                .or_insert_with(|| module(device, launch.source, source(launch.source).wgsl(launch.wide, pages)));
+            let module = self.modules.entry((launch.source, Variant::of(launch), pages)).or_insert_with(|| {
+                module(device, launch.source, source(launch.source).wgsl(Variant::of(launch), pages))
+            });
             let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: None,
                 bind_group_layouts: &[Some(layout)],

@@ -107,6 +107,7 @@ impl Operands {
             source: "elementary",
             kernel,
             wide: [self.x, self.w, self.g, Some(self.y)].into_iter().flatten().all(Place::wide),
+            halves: slots.halves,
             params: bytemuck::bytes_of(&params).to_vec(),
             table: Vec::new(),
             pages: slots.pages,

@@ -130,6 +130,7 @@ impl Lower for Folded {
             source: "folded",
             kernel,
             wide: quads.into_iter().flatten().all(super::Place::wide),
+            halves: slots.halves,
             params: bytemuck::bytes_of(&params).to_vec(),
             table: Vec::new(),
             pages: slots.pages,

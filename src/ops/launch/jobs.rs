@@ -6,7 +6,7 @@
 //! gradients, say): those behind the first have no blocks, and the first block of whatever comes next. A block finds its
 //! job by bisection: the last record whose first block is not beyond it.
 
-use super::{BLOCK, Launch, PAGES, Place, Record, Slots, TABLE_BYTES, grid, record};
+use super::{BLOCK, HALF, Launch, PAGES, Place, Record, Slots, TABLE_BYTES, grid, record};
 
 record! {
     /// Parameters of all kernels that take jobs.
@@ -94,7 +94,7 @@ pub(super) fn waves<T>(items: impl IntoIterator<Item = T>, written: impl Fn(&T) 
 
 /// One job as a launch of its own.
 fn single<R: Record>(source: &'static str, kernel: &'static str, job: &Job<R>, slots: Slots) -> Launch {
-    let Slots { pages, read: reads, written: writes } = slots;
+    let Slots { pages, halves, read: reads, written: writes } = slots;
     assert!(R::FIELDS[0] == ("first_block", "u32") && R::FIELDS[1] == ("blocks", "u32"), "{} is no job", R::NAME);
     assert!(pages.len() <= PAGES, "{kernel}: one job spans more than {PAGES} pages");
     assert!(size_of_val(&job.records[..]) <= TABLE_BYTES, "{kernel}: the records of one job exceed a table");
@@ -108,6 +108,7 @@ fn single<R: Record>(source: &'static str, kernel: &'static str, job: &Job<R>, s
         source,
         kernel,
         wide: job.wide,
+        halves,
         params: Vec::new(),
         table: bytemuck::cast_slice(&table).to_vec(),
         pages,
@@ -147,7 +148,7 @@ fn page_slots(pages: &mut Vec<u32>, more: &[u32]) -> Vec<u32> {
 /// Whether two launches can become one, as far as kernel, table and pages are concerned.
 pub(super) fn joins(a: &Launch, b: &Launch) -> bool {
     let same = (a.source, a.kernel) == (b.source, b.kernel) && a.jobs.is_some() && b.jobs.is_some();
-    same && a.wide == b.wide && a.table.len() + b.table.len() <= TABLE_BYTES && {
+    same && (a.wide, a.halves) == (b.wide, b.halves) && a.table.len() + b.table.len() <= TABLE_BYTES && {
         let mut pages = a.pages.clone();
         page_slots(&mut pages, &b.pages);
         pages.len() <= PAGES
@@ -165,7 +166,8 @@ pub(super) fn join(a: &mut Launch, b: &Launch) {
         record[0] += before as u32;
         for &at in &spots {
             // A spot that a record does not use is zero, and stays within the launch's pages.
-            record[at] = slots.get(record[at] as usize).copied().unwrap_or(0);
+            let half = record[at] & HALF;
+            record[at] = slots.get((record[at] ^ half) as usize).map_or(0, |slot| slot | half);
         }
     }
     a.table.extend_from_slice(bytemuck::cast_slice(&table));

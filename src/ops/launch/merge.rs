@@ -174,7 +174,7 @@ mod tests {
     use crate::ops::norm::Statistics;
 
     fn place(page: u32, offset: u32, shape: Shape) -> Place {
-        Place { page, offset, row_stride: shape.c as u32, shape }
+        Place { page, offset, row_stride: shape.c as u32, shape, half: false }
     }
 
     /// Statistics of a map, into a vector of mean and variance.

@@ -74,13 +74,10 @@ impl ReduceBackward {
 
 impl Lower for ReduceBackward {
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        let (mut at, mut len) = (1, 0);
-        for &(kind, weight) in &self.edges {
-            if weight {
-                let halves = [0, 1].map(|shift| half(inputs[0], inputs[at + shift].c, shift));
-                len += halves.map(|h| h.weight_len(false)).iter().sum::<usize>();
-            }
-            at += 3 + 2 * usize::from(kind.coef) + usize::from(kind.mask.is_some());
+        let mut len = 0;
+        for (at, _) in self.weights().zip(&self.edges).filter(|(_, (_, weight))| *weight) {
+            let halves = [0, 1].map(|shift| half(inputs[0], inputs[at + shift].c, shift));
+            len += halves.map(|h| h.weight_len(false)).iter().sum::<usize>();
         }
         len
     }

@@ -122,6 +122,7 @@ fn launches(
             kernel,
             // Neighbouring threads read neighbouring elements one by one; potentials are written one by one.
             wide: false,
+            halves: slots.halves,
             params: bytemuck::bytes_of(&params).to_vec(),
             table: bytemuck::cast_slice(&table).to_vec(),
             pages: slots.pages.clone(),
