@@ -34,6 +34,8 @@ pub const COMMON_NAME: &str = "common.cuh";
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 const ACCESS_WIDE: &str = include_str!("../../shaders/access_wide.wgsl");
 const ACCESS_NARROW: &str = include_str!("../../shaders/access_narrow.wgsl");
+const REDUCE_TREE: &str = include_str!("../../shaders/reduce_tree.wgsl");
+const REDUCE_SUBGROUPS: &str = include_str!("../../shaders/reduce_subgroups.wgsl");
 
 /// The source of a stem.
 ///
@@ -63,8 +65,8 @@ impl Source {
 
     /// The whole shader for launches that bind `pages` pages. Pages are arrays of vectors if all accesses are wide, of
     /// scalars otherwise: WGSL cannot see one buffer both ways. A switch over the pages picks one; with a single page
-    /// there is none.
-    pub fn wgsl(&self, wide: bool, pages: usize) -> String {
+    /// there is none. Sums over a block use subgroups where the device has them.
+    pub fn wgsl(&self, wide: bool, pages: usize, subgroups: bool) -> String {
         assert!((1..=PAGES).contains(&pages), "a launch binds 1 to {PAGES} pages, not {pages}");
         let element = if wide { "vec4<f32>" } else { "f32" };
         let mut text = format!("const BLOCK: u32 = {BLOCK}u;\nalias Element = {element};\n");
@@ -79,6 +81,8 @@ impl Source {
         let write = pick(&|i| format!("page_{i}[index] = value;"));
         text += &format!("fn read_element(page: u32, index: u32) -> Element {{ {read} }}\n");
         text += &format!("fn write_element(page: u32, index: u32, value: Element) {{ {write} }}\n");
-        text + PRELUDE + if wide { ACCESS_WIDE } else { ACCESS_NARROW } + self.shader
+        let access = if wide { ACCESS_WIDE } else { ACCESS_NARROW };
+        let reduce = if subgroups { REDUCE_SUBGROUPS } else { REDUCE_TREE };
+        text + PRELUDE + access + reduce + self.shader
     }
 }

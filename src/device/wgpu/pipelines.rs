@@ -68,10 +68,10 @@ impl Pipelines {
         let name = || format!("kernel `{}` of shaders/{}.wgsl for {what}", launch.kernel, launch.source);
         let pipeline = faults.scoped(device, name, || {
             let layout = self.layouts.entry(pages).or_insert_with(|| bindings(device, pages));
-            let module = self
-                .modules
-                .entry((launch.source, launch.wide, pages))
-                .or_insert_with(|| module(device, launch.source, source(launch.source).wgsl(launch.wide, pages)));
+            let module = self.modules.entry((launch.source, launch.wide, pages)).or_insert_with(|| {
+                let subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+                module(device, launch.source, source(launch.source).wgsl(launch.wide, pages, subgroups))
+            });
             let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: None,
                 bind_group_layouts: &[Some(layout)],
