@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what tests/gpu needs on a Debian or Ubuntu machine without a GPU: a C++ compiler, Mesa's lavapipe (a Vulkan
-# device on the CPU), and NVRTC (NVIDIA's compiler, a wheel on PyPI; never part of this repository). Run it as often as you
-# like, as root or with sudo. Evaluate what it prints to point the tests at NVRTC and to make missing tools an error:
+# Installs what tests/gpu needs on a Debian or Ubuntu machine without a GPU: a C++ compiler (g++ brings its sanitizers'
+# libraries), Mesa's lavapipe (a Vulkan device on the CPU), and NVRTC (NVIDIA's compiler, a wheel on PyPI; never part of this
+# repository). Run it as often as you like, as root or with sudo. Evaluate what it prints to point the tests at NVRTC and to
+# make missing tools an error:
 #     eval "$(scripts/ci_tools.sh)"
 set -euo pipefail
 
@@ -39,10 +40,12 @@ as_root() {
 echo "export SUPERNET_NVRTC='$(compgen -G "$nvrtc/nvidia/*/lib/libnvrtc.so.13")'"
 echo "export SUPERNET_REQUIRE_NVRTC=1"
 echo "export SUPERNET_REQUIRE_WGPU=1"
+echo "export SUPERNET_REQUIRE_ASAN=1"
 if [ -n "${GITHUB_ENV:-}" ]; then
     {
         echo "SUPERNET_NVRTC=$(compgen -G "$nvrtc/nvidia/*/lib/libnvrtc.so.13")"
         echo "SUPERNET_REQUIRE_NVRTC=1"
         echo "SUPERNET_REQUIRE_WGPU=1"
+        echo "SUPERNET_REQUIRE_ASAN=1"
     } >>"$GITHUB_ENV"
 fi

@@ -1,8 +1,9 @@
 // What all shaders share: the same functions as kernels/common.cuh, by the same names.
 //
-// A device puts four texts together (src/device/source.rs): constants BLOCK and the bindings of the pages, then this
-// file, then one of access_*.wgsl, then the shader. Binding 0 is the parameter record, binding 1 the
-// table, both uniforms; from binding 2 on come the pages, all read_write. The first text also defines
+// A device puts five texts together (src/device/source.rs): constants BLOCK and the bindings of the pages, then this
+// file, then one of access_*.wgsl, then reduce_tree.wgsl or reduce_subgroups.wgsl, then the shader. Binding 0 is the
+// parameter record, binding 1 the table, both uniforms; from binding 2 on come the pages, all read_write. The first text
+// also defines
 //     fn read_element(page: u32, index: u32) -> Element
 //     fn write_element(page: u32, index: u32, value: Element)
 
@@ -176,22 +177,8 @@ fn below(word: u32, n: u32) -> u32 {
     return mulhi(word, n);
 }
 
+// A value a thread, for sums over threads (reduce_tree.wgsl or reduce_subgroups.wgsl).
 var<workgroup> block_values: array<f32, BLOCK>;
-
-// Sum over all threads of the block, in a fixed order; every thread gets it.
-fn block_sum(v: f32, thread: u32) -> f32 {
-    block_values[thread] = v;
-    workgroupBarrier();
-    for (var half = BLOCK / 2u; half > 0u; half /= 2u) {
-        if thread < half {
-            block_values[thread] += block_values[thread + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = block_values[0];
-    workgroupBarrier();
-    return sum;
-}
 
 // Neither NaN nor infinite: judged by the exponent's bits, for WGSL compilers may assume that comparisons meet neither.
 fn is_finite(v: f32) -> bool {

@@ -341,19 +341,6 @@ fn fold(powers: Powers, rank: u32, ranks: u32, step: u32, t: u32) -> Powers {
     return own;
 }
 
-// As block_sum, but every thread gets a value that is uniform to the compiler, as barriers that depend on it need.
-fn uniform_sum(v: f32, t: u32) -> f32 {
-    sums[t] = v;
-    workgroupBarrier();
-    for (var half = BLOCK / 2u; half > 0u; half /= 2u) {
-        if t < half {
-            sums[t] += sums[t + half];
-        }
-        workgroupBarrier();
-    }
-    return workgroupUniformLoad(&sums[0]);
-}
-
 // The soft c-transform: -eps log of a sum.
 fn soft_of(all: Powers, unit: f32) -> f32 {
     return -(unit * (all.top + log2(all.sum)));
@@ -430,7 +417,7 @@ fn sinkhorn_small(
             next = moved(f, softs[t], pace);
         }
         shifts[t] = select(next, f, p.annealed != 0u) * pace.scale + log_a;
-        error = uniform_sum(error, t);
+        error = block_sum(error, t);
         if symmetric {
             g = next;
         } else {
@@ -574,7 +561,7 @@ fn sinkhorn_advance(
             store1(ahead(p.potentials, q.f + i), moved(f, soft, pace));
         }
     }
-    error = uniform_sum(error, thread);
+    error = block_sum(error, thread);
     if p.begin == 0u {
         now = advance(now, error);
     }

@@ -61,6 +61,8 @@ const ACCESS_WIDE: &str = include_str!("../../shaders/access_wide.wgsl");
 const ACCESS_NARROW: &str = include_str!("../../shaders/access_narrow.wgsl");
 const ACCESS_HALVES_WIDE: &str = include_str!("../../shaders/access_halves_wide.wgsl");
 const ACCESS_HALVES_NARROW: &str = include_str!("../../shaders/access_halves_narrow.wgsl");
+const REDUCE_TREE: &str = include_str!("../../shaders/reduce_tree.wgsl");
+const REDUCE_SUBGROUPS: &str = include_str!("../../shaders/reduce_subgroups.wgsl");
 
 /// The source of a stem.
 ///
@@ -91,8 +93,8 @@ impl Source {
 
     /// The whole shader for launches that bind `pages` pages. Pages are arrays of vectors if all accesses are wide, of
     /// scalars otherwise: WGSL cannot see one buffer both ways. A switch over the pages picks one; with a single page
-    /// there is none.
-    pub fn wgsl(&self, variant: Variant, pages: usize) -> String {
+    /// there is none. Sums over a block use subgroups where the device has them.
+    pub fn wgsl(&self, variant: Variant, pages: usize, subgroups: bool) -> String {
         assert!((1..=PAGES).contains(&pages), "a launch binds 1 to {PAGES} pages, not {pages}");
         let (element, access) = match variant {
             Variant { wide: true, halves: false } => ("vec4<f32>", ACCESS_WIDE),
@@ -112,6 +114,7 @@ impl Source {
         let write = pick(&|i| format!("page_{i}[index] = value;"));
         text += &format!("fn read_element(page: u32, index: u32) -> Element {{ {read} }}\n");
         text += &format!("fn write_element(page: u32, index: u32, value: Element) {{ {write} }}\n");
-        text + PRELUDE + access + self.shader
+        let reduce = if subgroups { REDUCE_SUBGROUPS } else { REDUCE_TREE };
+        text + PRELUDE + access + reduce + self.shader
     }
 }

@@ -44,7 +44,10 @@ pub(super) struct CudaCpu {
     order: u32,
 }
 
-fn compile(folder: &Path, source: &Source, text: &str, variant: Variant) -> PathBuf {
+/// How a library is compiled.
+const PLAIN: &[&str] = &["-O2"];
+
+fn compile(folder: &Path, options: &[&str], source: &Source, text: &str, variant: Variant) -> PathBuf {
     let Variant { wide, halves } = variant;
     let name =
         format!("{}_{}{}", source.stem, if wide { "wide" } else { "narrow" }, if halves { "_halves" } else { "" });
@@ -55,7 +58,10 @@ fn compile(folder: &Path, source: &Source, text: &str, variant: Variant) -> Path
         .expect("the folder for temporary files is writable");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
     let output = Command::new(&compiler)
-        .args(["-O2", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"])
+        // The compiler is not what is to run under a sanitizer.
+        .env_remove("LD_PRELOAD")
+        .args(options)
+        .args(["-march=native", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"])
         .args(["-Wno-unused-function"])
         .args(cuda_options(variant))
         .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda_cpu")])
@@ -74,10 +80,23 @@ impl CudaCpu {
     /// Compiles variants of sources, `edit` applied to each; a folder named after `purpose` holds them meanwhile.
     pub(super) fn new(purpose: &str, variants: &[(Source, Variant)], edit: impl Fn(&str) -> String + Sync) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda_cpu_{purpose}_{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("the folder for temporary files is writable");
+        let machine = Self::compiled(&folder, PLAIN, variants, edit);
+        // The libraries stay mapped; their files are not needed any more.
+        let _ = std::fs::remove_dir_all(&folder);
+        machine
+    }
+
+    /// The same with the compiler's options, in a folder that stays.
+    pub(super) fn compiled(
+        folder: &Path,
+        options: &[&str],
+        variants: &[(Source, Variant)],
+        edit: impl Fn(&str) -> String + Sync,
+    ) -> Self {
+        std::fs::create_dir_all(folder).expect("the folder for temporary files is writable");
         std::fs::write(folder.join(COMMON_NAME), edit(COMMON)).expect("the folder for temporary files is writable");
         let load = |&(source, variant): &(Source, Variant)| {
-            let path = compile(&folder, &source, &edit(source.cuda), variant);
+            let path = compile(folder, options, &source, &edit(source.cuda), variant);
             // SAFETY: the library was just compiled from our own sources; loading it runs no code of theirs.
             let library = unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             ((source.stem, variant), library)
@@ -86,8 +105,6 @@ impl CudaCpu {
             let threads: Vec<_> = variants.iter().map(|v| scope.spawn(|| load(v))).collect();
             threads.into_iter().map(|t| t.join().expect("compiles")).collect()
         });
-        // The libraries stay mapped; their files are not needed any more.
-        let _ = std::fs::remove_dir_all(&folder);
         Self { libraries, order: 0 }
     }
 

@@ -218,6 +218,19 @@ impl<'a> Placed<'a> {
         pages
     }
 
+    /// Which elements of each page belong to no tensor.
+    pub fn free(&self) -> Vec<Vec<bool>> {
+        let mut free: Vec<Vec<bool>> = self.sizes.iter().map(|&size| vec![true; size]).collect();
+        let taken = self.at.iter().copied().zip((0..self.values.len()).map(|state| self.words(state)));
+        for ((page, start), length) in taken {
+            free[page][start..start + length].fill(false);
+        }
+        for &(page, start, elements) in &self.scratch {
+            free[page][start..start + elements].fill(false);
+        }
+        free
+    }
+
     /// Compares memory after the run with the reference, and finds writes outside of all tensors. Vectors and matrices
     /// are compared row by row, maps as a whole.
     pub fn compare(&self, pages: &[Page]) -> Result<(), String> {
@@ -249,14 +262,7 @@ impl<'a> Placed<'a> {
                 }
             }
         }
-        let mut free: Vec<Vec<bool>> = self.sizes.iter().map(|&size| vec![true; size]).collect();
-        let taken = self.at.iter().copied().zip((0..self.values.len()).map(|state| self.words(state)));
-        for ((page, start), length) in taken {
-            free[page][start..start + length].fill(false);
-        }
-        for &(page, start, elements) in &self.scratch {
-            free[page][start..start + elements].fill(false);
-        }
+        let free = self.free();
         for (index, (page, free)) in pages.iter().zip(&free).enumerate() {
             let touched = page.values().iter().zip(free).position(|(value, &free)| free && !value.is_nan());
             if let Some(element) = touched {

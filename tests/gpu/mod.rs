@@ -2,7 +2,7 @@
 //! there is (Mesa's lavapipe in CI), against the ops' reference in f64. NVRTC compiles the CUDA sources for real GPUs.
 //!
 //! `scripts/ci_tools.sh` installs lavapipe and NVRTC. Where they are missing, their tests say so loudly and pass,
-//! unless `SUPERNET_REQUIRE_WGPU=1` or `SUPERNET_REQUIRE_NVRTC=1` is set. Where there is an NVIDIA GPU, the cases and whole
+//! unless `SUPERNET_REQUIRE_WGPU=1`, `SUPERNET_REQUIRE_NVRTC=1` or `SUPERNET_REQUIRE_ASAN=1` is set. Where there is an NVIDIA GPU, the cases and whole
 //! steps run on it too; `SUPERNET_REQUIRE_CUDA=1` makes its absence an error.
 
 mod augment_cases;
@@ -30,6 +30,8 @@ mod optimiser_cases;
 mod pool_cases;
 mod records;
 mod reduce_cases;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod sanitized;
 mod separable_cases;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod steps;

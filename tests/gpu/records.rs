@@ -155,7 +155,7 @@ fn records_have_the_same_fields_in_all_three_languages() {
     assert!(source("optimiser").shader.contains(&format!("const TABLE: u32 = {};", optimiser::TABLE)));
     assert!(source("elementwise").shader.contains(&format!("const TABLE: u32 = {};", elementwise::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
-    let prelude = source("fold").wgsl(Variant::default(), 1);
+    let prelude = source("fold").wgsl(Variant::default(), 1, false);
     assert!(COMMON.contains(&format!("unsigned HALF = {HALF:#x}u;")));
     assert!(prelude.contains(&format!("const HALF: u32 = {HALF:#x}u;")));
 }

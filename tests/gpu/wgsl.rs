@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::pin::pin;
+use std::process::Command;
 use std::task::{Context, Poll, Waker};
 
 use supernet::device::precision::Precision;
@@ -33,20 +34,25 @@ struct Gpu {
     queue: wgpu::Queue,
     layouts: HashMap<usize, wgpu::BindGroupLayout>,
     pipelines: HashMap<Key, wgpu::ComputePipeline>,
+    /// Whether sums use subgroups.
+    subgroups: bool,
     /// Changed in every shader, to see the tests fail.
     edit: Option<(&'static str, &'static str)>,
 }
 
 impl Gpu {
-    fn find() -> Result<Self, String> {
+    fn find(subgroups: bool) -> Result<Self, String> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let options = wgpu::RequestAdapterOptions::default();
         let adapter = wait(instance.request_adapter(&options)).map_err(|error| error.to_string())?;
-        println!("running on {}", adapter.get_info().name);
+        let info = adapter.get_info();
+        println!("running on {}, subgroups of {} to {}", info.name, info.subgroup_min_size, info.subgroup_max_size);
         // The default limits are WebGPU's guaranteed ones: a shader that needs more fails here, on any machine.
-        let descriptor = wgpu::DeviceDescriptor { required_limits: wgpu::Limits::default(), ..Default::default() };
+        let required_features = if subgroups { wgpu::Features::SUBGROUP } else { wgpu::Features::empty() };
+        let required_limits = wgpu::Limits::default();
+        let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
         let (device, queue) = wait(adapter.request_device(&descriptor)).map_err(|error| error.to_string())?;
-        Ok(Self { device, queue, layouts: HashMap::new(), pipelines: HashMap::new(), edit: None })
+        Ok(Self { device, queue, layouts: HashMap::new(), pipelines: HashMap::new(), subgroups, edit: None })
     }
 
     /// Runs `body`, and turns validation errors, which wgpu reports by panics, into messages.
@@ -86,7 +92,7 @@ impl Gpu {
             let descriptor = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
             self.device.create_bind_group_layout(&descriptor)
         });
-        let mut text = source(launch.source).wgsl(Variant::of(launch), pages);
+        let mut text = source(launch.source).wgsl(Variant::of(launch), pages, self.subgroups);
         if let Some((from, to)) = self.edit {
             text = text.replace(from, to);
         }
@@ -170,14 +176,47 @@ impl Machine for Gpu {
 
 #[test]
 fn shaders_agree_with_the_reference() {
-    let mut gpu = match Gpu::find() {
+    let gpu = match Gpu::find(false) {
         Ok(gpu) => gpu,
         Err(why) => return missing("a Vulkan device", "SUPERNET_REQUIRE_WGPU", &why),
     };
+    check(gpu, |_| true);
+}
+
+/// Sources whose sums use subgroups where there are some.
+fn sums(launches: &[Launch]) -> bool {
+    launches.iter().any(|l| source(l.source).shader.contains("block_sum("))
+}
+
+#[test]
+fn shaders_with_subgroups_agree_with_the_reference() {
+    match Gpu::find(true) {
+        Ok(gpu) => check(gpu, sums),
+        Err(why) => return missing("a Vulkan device with subgroups", "SUPERNET_REQUIRE_WGPU", &why),
+    }
+    // Lavapipe's subgroups are as large as the processor's vectors, which are said to be small here.
+    if std::env::var_os(VECTORS).is_none() {
+        let test = ["gpu::wgsl::shaders_with_subgroups_agree_with_the_reference", "--exact", "--nocapture"];
+        let mut command = Command::new(std::env::current_exe().expect("a test binary"));
+        let output = command.args(test).env(VECTORS, "128").output().expect("the test binary starts");
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        println!("{text}");
+    }
+}
+
+/// Bits of lavapipe's vectors.
+const VECTORS: &str = "LP_NATIVE_VECTOR_WIDTH";
+
+/// Compares the cases whose launches are of interest with the reference.
+fn check(mut gpu: Gpu, of_interest: impl Fn(&[Launch]) -> bool) {
     for case in cases::all() {
         for spread in [Spread::One, Spread::Each] {
             let placed = Placed::new(&case, spread);
             let launches = placed.launches();
+            if !of_interest(&launches) {
+                continue;
+            }
             let bits = placed.check(&mut gpu, &launches);
             assert!(placed.check(&mut gpu, &folded(&launches)) == bits, "{}: the grid's shape shows", case.name);
             if spread == Spread::One {
@@ -191,7 +230,7 @@ fn shaders_agree_with_the_reference() {
 /// Maps in halves: the same shaders, over accesses of their own.
 #[test]
 fn shaders_read_and_write_halves() {
-    let mut gpu = match Gpu::find() {
+    let mut gpu = match Gpu::find(false) {
         Ok(gpu) => gpu,
         Err(why) => return missing("a Vulkan device", "SUPERNET_REQUIRE_WGPU", &why),
     };
@@ -211,9 +250,11 @@ fn shaders_read_and_write_halves() {
 /// The test above is worth something only if it notices a broken shader.
 #[test]
 fn broken_shaders_are_noticed() {
-    let Ok(mut gpu) = Gpu::find() else { return missing("a Vulkan device", "SUPERNET_REQUIRE_WGPU", "see above") };
+    let find =
+        |subgroups| Gpu::find(subgroups).map_err(|why| missing("a Vulkan device", "SUPERNET_REQUIRE_WGPU", &why));
+    let Ok(mut gpu) = find(false) else { return };
     let cases = cases::all();
-    let mut broken = |from: &'static str, to: &'static str| {
+    let broken_on = |gpu: &mut Gpu, from: &'static str, to: &'static str| {
         gpu.edit = Some((from, to));
         gpu.pipelines.clear();
         cases.iter().any(|case| {
@@ -222,6 +263,11 @@ fn broken_shaders_are_noticed() {
             gpu.run(&placed.launches(), &mut pages).and_then(|()| placed.compare(&pages)).is_err()
         })
     };
+    if let Ok(mut gpu) = find(true) {
+        assert!(broken_on(&mut gpu, "part, lane == 0u", "part, true"), "a subgroup's sum more than once");
+        assert!(broken_on(&mut gpu, "i += lanes", "i += 2u * lanes"), "subgroups that are left out");
+    }
+    let mut broken = |from, to| broken_on(&mut gpu, from, to);
     assert!(broken("(a.count * share) * ", ""), "a wrong merge of moments");
     assert!(broken("k < valid; k++", "k < 4u; k++"), "accesses beyond the last channel");
     assert!(broken("row / p.pixels", "row % p.pixels"), "the wrong image's factor");

@@ -7,10 +7,18 @@ use std::task::{Context, Poll, Waker};
 use crate::error::{Error, Result};
 
 /// What is asked of an adapter beyond WebGPU's guaranteed limits, and what is left unused though it has it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Most bytes of a binding; None for what the adapter has.
     pub binding_bytes: Option<u64>,
+    /// Whether sums over a workgroup use subgroups where the adapter has them.
+    pub subgroups: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { binding_bytes: None, subgroups: true }
+    }
 }
 
 /// A GPU as `supernet devices` lists it.
@@ -155,7 +163,8 @@ fn choose(index: Option<usize>) -> Result<(wgpu::Instance, wgpu::Adapter)> {
 /// Opens a device with the optional features that are of use.
 pub(super) fn open(index: Option<usize>, options: Options) -> Result<Opened> {
     let (instance, adapter) = choose(index)?;
-    let useful = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
+    let mut useful = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
+    useful.set(wgpu::Features::SUBGROUP, options.subgroups);
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("supernet"),
         required_features: adapter.features() & useful,

@@ -69,7 +69,8 @@ impl Pipelines {
         let pipeline = faults.scoped(device, name, || {
             let layout = self.layouts.entry(pages).or_insert_with(|| bindings(device, pages));
             let module = self.modules.entry((launch.source, Variant::of(launch), pages)).or_insert_with(|| {
-                module(device, launch.source, source(launch.source).wgsl(Variant::of(launch), pages))
+                let subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+                module(device, launch.source, source(launch.source).wgsl(Variant::of(launch), pages, subgroups))
             });
             let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: None,
