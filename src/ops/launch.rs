@@ -67,7 +67,7 @@ pub struct Place {
     pub row_stride: u32,
     /// Extent.
     pub shape: Shape,
-    /// Stored in halves, two elements a word, in whole quads ([`Place::wide`]): offset and stride count halves.
+    /// Stored in halves, two elements a word, in whole quads (`Place::wide`): offset and stride count halves.
     pub half: bool,
 }
 

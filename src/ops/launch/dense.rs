@@ -90,7 +90,7 @@ record! {
         bias: Spot,
         /// The result.
         y: Spot,
-        /// Moments of each chunk: see [`fold::moments_len`].
+        /// Moments of each chunk: see `fold::moments_len`.
         partial: Spot,
         /// Zero.
         unused_spot: Spot,

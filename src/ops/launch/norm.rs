@@ -32,7 +32,7 @@ record! {
         map_stride: u32,
         /// The map.
         map: Spot,
-        /// Moments of each chunk: see [`fold::moments_len`].
+        /// Moments of each chunk: see `fold::moments_len`.
         partial: Spot,
     }
 }

@@ -107,7 +107,7 @@ record! {
         max: Spot,
         /// The average.
         average: Spot,
-        /// Moments of each chunk of the maximum: see [`fold::moments_len`].
+        /// Moments of each chunk of the maximum: see `fold::moments_len`.
         max_partial: Spot,
         /// Moments of each chunk of the average.
         average_partial: Spot,

@@ -98,7 +98,7 @@ record! {
         pointwise: Spot,
         /// The output.
         y: Spot,
-        /// Moments of each chunk: see [`fold::moments_len`].
+        /// Moments of each chunk: see `fold::moments_len`.
         partial: Spot,
         /// Zero.
         unused_spot: Spot,
