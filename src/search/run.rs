@@ -6,7 +6,7 @@ use super::race::RaceReport;
 use super::step::{self, InputPipeline, SearchRecipe, SearchStates, WeightOptimiser};
 use crate::config::{SearchConfig, check_extent};
 use crate::data::{Geometry, Normalisation};
-use crate::device::{DeviceSpec, needs};
+use crate::device::{DeviceSpec, Precision, needs};
 use crate::error::Result;
 use crate::graph::{Program, State, StoreLayout};
 use crate::network::{Genotype, SearchSpace, Supernet};
@@ -164,7 +164,9 @@ fn plain_normalisation(channels: usize) -> Normalisation {
 /// [`crate::Error::Memory`] if it needs more than its limit or a tensor more than the device grants in one piece,
 /// [`crate::Error::Usage`] or [`crate::Error::Shape`] if the configuration makes no network.
 pub fn plan(config: &SearchConfig, classes: usize, size: Geometry) -> Result<PlanReport> {
-    SearchConfig { device: DeviceSpec::Cpu, ..config.clone() }.check()?;
+    // The device need not be in this build.
+    SearchConfig { device: DeviceSpec::Cpu, precision: Precision::F32, ..config.clone() }.check()?;
+    config.precision.check(config.device)?;
     let setup = Setup::new(config, &[(classes, plain_normalisation(size.channels))], size, config.batch)?;
     let task = &setup.tasks[0];
     let step = [task.architecture.cost(), task.weight.cost()].into_iter().sum::<crate::ops::Cost>();
@@ -181,4 +183,20 @@ pub fn plan(config: &SearchConfig, classes: usize, size: Geometry) -> Result<Pla
         flops_step: step.flops,
         bytes_step: step.bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_counts_halves_and_refuses_them_where_there_are_none() {
+        let size = Geometry { height: 8, width: 8, channels: 3 };
+        let small = SearchConfig { data: "x".into(), channels: 4, layers: 3, batch: 4, ..SearchConfig::default() };
+        let of = |device, precision| plan(&SearchConfig { device, precision, ..small.clone() }, 3, size);
+        let [whole, halves] = [Precision::F32, Precision::F16].map(|p| of(DeviceSpec::Wgpu(None), p).unwrap());
+        assert!(halves.arena_bytes < whole.arena_bytes, "{} and {}", halves.arena_bytes, whole.arena_bytes);
+        let message = of(DeviceSpec::Cpu, Precision::F16).unwrap_err().to_string();
+        assert!(message.contains("precision f16"), "{message}");
+    }
 }

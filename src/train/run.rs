@@ -122,7 +122,9 @@ impl Setup {
 /// # Errors
 /// [`Error::Usage`], [`Error::Input`] or [`Error::Shape`] if the configuration makes no network.
 pub fn plan(config: &TrainConfig, classes: usize, size: Geometry) -> Result<PlanReport> {
-    TrainConfig { device: DeviceSpec::Cpu, ..config.clone() }.check()?;
+    // The device need not be in this build.
+    TrainConfig { device: DeviceSpec::Cpu, precision: Precision::F32, ..config.clone() }.check()?;
+    config.precision.check(config.device)?;
     let norm = Normalisation { mean: vec![0.5; size.channels], std: vec![0.25; size.channels] };
     let setup = Setup::new(config, classes, size, config.batch, norm)?;
     let programs = [&setup.train, &setup.evaluation];
