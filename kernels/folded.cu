@@ -33,9 +33,10 @@ struct FoldedParams {
     Spot y;
 };
 
-constexpr unsigned RELU6 = 1;
+constexpr unsigned RELU = 1;
 constexpr unsigned RESIDUAL = 2;
 constexpr unsigned ACCUMULATE = 4;
+constexpr unsigned SIX = 8;
 
 // Rows and channels that a block of folded_pointwise computes.
 constexpr unsigned TILE = 64;
@@ -48,14 +49,16 @@ constexpr unsigned ROWS = 4;
 // Neighbouring pixels that a thread of the other kernels computes.
 constexpr unsigned RUN = 4;
 
-// A NaN passes through.
-__device__ inline float relu6(float v) { return v < 0.0f ? 0.0f : v > 6.0f ? 6.0f : v; }
+// NaN passes through both.
+__device__ inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
+__device__ inline float six(float v) { return v > 6.0f ? 6.0f : v; }
 
 // Adds bias and residual to a quad of sums, bounds it and writes it.
 __device__ inline void finish(const FoldedParams& p, const Pages& pages, unsigned row, unsigned channel, unsigned valid, float4 sum) {
     float4 v = sum + load4(at(pages, p.bias) + channel, valid);
     if (p.flags & RESIDUAL) v = v + load4(at(pages, p.residual) + row * p.residual_stride + channel, valid);
-    if (p.flags & RELU6) v = make_float4(relu6(v.x), relu6(v.y), relu6(v.z), relu6(v.w));
+    if (p.flags & RELU) v = make_float4(relu(v.x), relu(v.y), relu(v.z), relu(v.w));
+    if (p.flags & SIX) v = make_float4(six(v.x), six(v.y), six(v.z), six(v.w));
     put4(at(pages, p.y) + row * p.y_stride + channel, v, valid, p.flags & ACCUMULATE);
 }
 

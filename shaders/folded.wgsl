@@ -32,9 +32,10 @@ struct FoldedParams {
 
 @group(0) @binding(0) var<uniform> p: FoldedParams;
 
-const RELU6: u32 = 1;
+const RELU: u32 = 1;
 const RESIDUAL: u32 = 2;
 const ACCUMULATE: u32 = 4;
+const SIX: u32 = 8;
 
 // Rows and channels that a block of folded_pointwise computes.
 const TILE: u32 = 64;
@@ -51,20 +52,18 @@ fn has(flag: u32) -> bool {
     return (p.flags & flag) != 0u;
 }
 
-// A NaN passes through.
-fn relu6(v: Quad) -> Quad {
-    let positive = select(v, quad(0.0), v < quad(0.0));
-    return select(positive, quad(6.0), positive > quad(6.0));
-}
-
 // Adds bias and residual to a quad of sums, bounds it and writes it.
 fn finish(row: u32, channel: u32, valid: u32, sum: Quad) {
     var v = sum + load4(ahead(p.bias, channel), valid);
     if has(RESIDUAL) {
         v += load4(ahead(p.residual, row * p.residual_stride + channel), valid);
     }
-    if has(RELU6) {
-        v = relu6(v);
+    // NaN passes through both.
+    if has(RELU) {
+        v = select(v, quad(0.0), v < quad(0.0));
+    }
+    if has(SIX) {
+        v = select(v, quad(6.0), v > quad(6.0));
     }
     put4(ahead(p.y, row * p.y_stride + channel), v, valid, has(ACCUMULATE));
 }

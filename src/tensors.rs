@@ -54,13 +54,14 @@ fn checksum(description: &str, tensors: &BTreeMap<String, Named>) -> String {
     hasher.hex()
 }
 
-/// All tensors of a file, widened to f32.
-fn values(file: &SafeTensors<'_>) -> Result<BTreeMap<String, Named>, String> {
+/// All tensors of a file, widened to f32. `counters`: it may hold tensors of integers, which are left out.
+fn values(file: &SafeTensors<'_>, counters: bool) -> Result<BTreeMap<String, Named>, String> {
     let mut map = BTreeMap::new();
     for (name, view) in file.tensors() {
         let values = match view.dtype() {
             Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::I64 if counters => continue,
             other => return Err(format!("tensor `{name}` is {other:?}, neither f32 nor f16")),
         };
         map.insert(name, (view.shape().to_vec(), values));
@@ -214,7 +215,8 @@ impl Tensors {
         write_atomically(path, &bytes)
     }
 
-    /// Reads a safetensors file that need not be one of ours: it has no description and no checksum.
+    /// Reads a safetensors file that need not be one of ours: it has no description and no checksum, and counters in it,
+    /// such as PyTorch's batch norms keep, are left out.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Input`] if it is no safetensors file of f32 or f16.
@@ -222,7 +224,7 @@ impl Tensors {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read the file"))?;
         let damaged = |what: String| Error::input(path, format!("is damaged or no safetensors file ({what})"));
         let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
-        Ok(Self { map: values(&file).map_err(damaged)? })
+        Ok(Self { map: values(&file, true).map_err(damaged)? })
     }
 
     /// Whether a file says that it is of a kind; a damaged file says nothing.
@@ -256,7 +258,7 @@ impl Tensors {
             return Err(Error::input(path, message));
         }
         let described = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
-        let map = values(&file).map_err(damaged)?;
+        let map = values(&file, false).map_err(damaged)?;
         if metadata.get("checksum") != Some(&checksum(description, &map)) {
             return Err(Error::input(path, "is damaged: its checksum does not match; use another copy of it"));
         }

@@ -14,7 +14,7 @@ use supernet::ops::augment::{Augment, DropMask};
 use supernet::ops::dense::Dense;
 use supernet::ops::elementary::{BatchNorm, Depthwise, Relu, Scale};
 use supernet::ops::elementwise::{Fill, Linear};
-use supernet::ops::folded::{Activation, Folded};
+use supernet::ops::folded::{Activation, Folded, Padding};
 use supernet::ops::loss::{Accumulate, CrossEntropy};
 use supernet::ops::mixture::{Mixture, SourceInput};
 use supernet::ops::norm::{NormTensors, Normalised, Statistics};
@@ -430,7 +430,12 @@ fn folded(
     rest: bool,
 ) -> Result<()> {
     let activation = if rest { Activation::Identity } else { Activation::Relu6 };
-    let op = Folded { depthwise, kernel, stride, activation, residual: rest };
+    let op = Folded { depthwise, kernel, stride, padding: Padding::Same, activation, residual: rest };
+    folded_as(s, x, c, op)
+}
+
+fn folded_as(s: &mut Setup, x: Shape, c: usize, op: Folded) -> Result<()> {
+    let Folded { depthwise, kernel, residual: rest, .. } = op;
     let each = if depthwise { 1 } else { x.c };
     let residual = rest.then(|| s.constant(op.output(x, c), Draw::Normal(1.0)));
     let x = s.constant(x, Draw::Normal(2.0));
@@ -1114,6 +1119,11 @@ pub const CASES: &[Case] = &[
     Case::new("folded: dense of stride 1 in bands", &["folded"], |s| {
         folded(s, map(1, 40, 48, 6), 33, (false, 3, 1), true)
     }),
+    Case::new("folded: centred 7x7, even map, ReLU", &["folded"], |s| {
+        let (padding, activation) = (Padding::Centred, Activation::Relu);
+        let op = Folded { depthwise: false, kernel: 7, stride: 2, padding, activation, residual: true };
+        folded_as(s, map(2, 14, 12, 3), 24, op)
+    }),
     Case::new("folded: depthwise 3x3, even map", &["folded"], |s| {
         folded(s, map(2, 8, 10, 16), 16, (true, 3, 2), false)
     }),
@@ -1125,7 +1135,7 @@ pub const CASES: &[Case] = &[
         let w = s.constant(Shape::matrix(9, 6), Draw::Normal(1.0));
         let bias = s.constant(Shape::vector(6), Draw::Normal(1.0));
         let (depthwise, activation) = (true, Activation::Relu6);
-        let op = Folded { depthwise, kernel: 3, stride: 1, activation, residual: false };
+        let op = Folded { depthwise, kernel: 3, stride: 1, padding: Padding::Same, activation, residual: false };
         let y = Folded::record(&mut s.graph, op, [x, w, bias], None)?;
         s.seen(y);
         Ok(())
@@ -1288,7 +1298,8 @@ fn shape_errors_name_op_and_shapes() {
     let other = g.tensor(map(3, 4, 4, 6), "other");
     let six = g.tensor(Shape::vector(6), "six");
     let activation = Activation::Identity;
-    let depthwise = Folded { depthwise: true, kernel: 3, stride: 2, activation, residual: false };
+    let depthwise =
+        Folded { depthwise: true, kernel: 3, stride: 2, padding: Padding::Same, activation, residual: false };
     let separable = |y, pointwise| BranchInput {
         x: Normalised::plain(y),
         depthwise: taps,

@@ -274,7 +274,8 @@ fn points_of_a_dataset_are_computed_once() {
     fails(&["--embedder", "resnet"], &["--embedder", "expected pixels, zoo"]);
     fails(&["--embedder", "zoo", "--zoo", "nowhere"], &["--trunk"]);
     fails(&["--embedder", "efficientnet-lite0"], &["efficientnet-lite0.safetensors", "convert_efficientnet.py"]);
-    fails(&["--embedder-weights", "x"], &["--embedder-weights", "--embedder efficientnet-lite0"]);
+    fails(&["--embedder", "resnet18", "--profile", "paper"], &["resnet18.safetensors", "state_dict"]);
+    fails(&["--embedder-weights", "x"], &["--embedder-weights", "--embedder efficientnet-lite0 or resnet18"]);
     fails(&["--profile", "pretty"], &["--profile", "normalised or paper"]);
     fails(&["--out", "points.csv"], &["points.csv", ".safetensors or .npy"]);
     fails(&["--max-samples", "5"], &["5 samples", "10 classes"]);

@@ -1,5 +1,5 @@
-//! Embeddings: shapes, the same bits whatever the threads and the batch, features of the PyTorch port of EfficientNet-Lite,
-//! the cache, refusals, and coresets in zoo entries.
+//! Embeddings: shapes, the same bits whatever the threads and the batch, features of the PyTorch port of EfficientNet-Lite
+//! and of torchvision's ResNet, the cache, refusals, and coresets in zoo entries.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use supernet::config::SearchConfig;
 use supernet::data::{Dataset, Geometry, Images, Normalisation};
 use supernet::device::DeviceSpec;
 use supernet::embedding::efficientnet::{Config, Stage};
+use supernet::embedding::resnet;
 use supernet::embedding::{Coreset, Embedded, Embedder, Profile, Sample, Signature, cache, check_comparable, write};
 use supernet::network::{SearchSpace, Supernet};
 use supernet::run::{self, Silent};
@@ -142,6 +143,36 @@ fn features_equal_those_of_the_pytorch_port() {
     let found = points(&mut lite0, &dataset(3, square(224, 3)));
     assert_eq!((found.dim, found.len()), (1280, 3));
     assert_close(&found.points, expected.find("lite0/features").unwrap().1, 1e-4);
+}
+
+/// The random network of `make_resnet.py`.
+const TINY_RESNET: resnet::Config = resnet::Config { size: 37, blocks: [2; 4], channels: [8, 16, 12, 32] };
+
+#[test]
+fn features_equal_those_of_torchvisions_resnet() {
+    let expected = Tensors::read(&fixture("resnet")).unwrap();
+    for profile in [Profile::Normalised, Profile::Paper] {
+        let weights = fixture("resnet_tiny");
+        let mut tiny = Embedder::resnet("tiny", &TINY_RESNET, &weights, profile, (DeviceSpec::Cpu, 2)).unwrap();
+        let found = points(&mut tiny, &dataset(3, square(37, 3)));
+        assert_eq!((found.dim, found.len()), (32, 3));
+        assert_close(&found.points, expected.find(&format!("tiny/{profile}")).unwrap().1, 1e-5);
+    }
+
+    // The whole network has 47 MB: `make_resnet.py --full` makes the file.
+    let Some(path) = std::env::var_os("SUPERNET_TEST_RESNET") else {
+        let text =
+            "NOT RUN: the whole ResNet-18; set SUPERNET_TEST_RESNET to the file that make_resnet.py --full makes";
+        writeln!(std::io::stderr(), "{text}").unwrap();
+        return;
+    };
+    let expected = Tensors::read(Path::new(&path)).unwrap();
+    for profile in [Profile::Normalised, Profile::Paper] {
+        let mut resnet = Embedder::resnet18(Path::new(&path), profile, (DeviceSpec::Cpu, 2)).unwrap();
+        let found = points(&mut resnet, &dataset(3, square(128, 3)));
+        assert_eq!((found.dim, found.len()), (512, 3));
+        assert_close(&found.points, expected.find(&format!("expected/{profile}")).unwrap().1, 1e-5);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use supernet::ops::augment::{Augment, DropMask};
 use supernet::ops::dense::Dense;
 use supernet::ops::elementary::{Depthwise, Relu};
 use supernet::ops::elementwise::{Fill, Linear};
-use supernet::ops::folded::{Activation, Folded};
+use supernet::ops::folded::{Activation, Folded, Padding};
 use supernet::ops::loss::{Accumulate, CrossEntropy};
 use supernet::ops::mixture::Mixture;
 use supernet::ops::norm::{NormTensors, Normalised};
@@ -170,14 +170,20 @@ fn dense_is_a_convolution() {
 }
 
 #[test]
-fn folded_convolutions_pad_as_tensorflow_does() {
-    for (kernel, stride, side, pad) in [
-        (3, 2, 4, [0, 1]),
-        (3, 2, 5, [1, 1]),
-        (5, 2, 6, [1, 2]),
-        (5, 1, 5, [2, 2]),
-        (3, 1, 4, [1, 1]),
-        (1, 2, 5, [0, 0]),
+fn folded_convolutions_pad_as_tensorflow_and_pytorch_do() {
+    let (same, centred) = (Padding::Same, Padding::Centred);
+    for (kernel, stride, side, pad, padding) in [
+        (3, 2, 4, [0, 1], same),
+        (3, 2, 5, [1, 1], same),
+        (5, 2, 6, [1, 2], same),
+        (5, 1, 5, [2, 2], same),
+        (3, 1, 4, [1, 1], same),
+        (1, 2, 5, [0, 0], same),
+        (3, 2, 4, [1, 0], centred),
+        (3, 2, 5, [1, 1], centred),
+        (7, 2, 6, [3, 2], centred),
+        (3, 1, 4, [1, 1], centred),
+        (1, 2, 4, [0, 0], centred),
     ] {
         for (depthwise, residual) in [(false, false), (false, true), (true, false)] {
             let (s, c, taps) = (Shape::map(2, side, side, 3), if depthwise { 3 } else { 4 }, kernel * kernel);
@@ -200,7 +206,7 @@ fn folded_convolutions_pad_as_tensorflow_does() {
             let inputs = [b.input(s, &x), b.input(Shape::matrix(rows, c), &w), b.vector(&bias)];
             let added = residual.then(|| b.input(shape, &more));
             let activation = if residual { Activation::Identity } else { Activation::Relu6 };
-            let op = Folded { depthwise, kernel, stride, activation, residual };
+            let op = Folded { depthwise, kernel, stride, padding, activation, residual };
             let y = Folded::record(&mut b.setup.graph, op, inputs, added).unwrap();
             assert_eq!(b.setup.graph.shape(y), shape);
             close(&b.value(y), &expected);

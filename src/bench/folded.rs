@@ -4,7 +4,7 @@ use super::cases::{Case, Timed};
 use super::recorder::{Draw, Recorder};
 use crate::error::Result;
 use crate::graph::Shape;
-use crate::ops::folded::{Activation, Folded};
+use crate::ops::folded::{Activation, Folded, Padding};
 
 /// Images of a batch.
 const BATCH: usize = 8;
@@ -30,7 +30,14 @@ pub(super) fn cases() -> Vec<Case> {
             let scale = 1.0 / (rows as f32).sqrt();
             let w = r.constant(Shape::matrix(rows, c), Draw::Normal(scale));
             let bias = r.constant(Shape::vector(c), Draw::Normal(0.1));
-            let op = Folded { depthwise, kernel, stride, activation: Activation::Relu6, residual: false };
+            let op = Folded {
+                depthwise,
+                kernel,
+                stride,
+                padding: Padding::Same,
+                activation: Activation::Relu6,
+                residual: false,
+            };
             let y = Folded::record(&mut r.graph, op, [x, w, bias], None)?;
             r.output(y);
             Ok(())

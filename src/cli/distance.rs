@@ -33,8 +33,8 @@ pub struct Arguments {
     /// Datasets, at least two.
     #[arg(value_name = "SPEC", required = true, num_args = 2..)]
     specs: Vec<String>,
-    /// Name of the embedder: pixels, zoo or efficientnet-lite0 [default: efficientnet-lite0 where its weights are in the
-    /// cache folder, else the trunk of the zoo's supernet of most datasets, else pixels].
+    /// Name of the embedder: pixels, zoo, efficientnet-lite0 or resnet18 [default: efficientnet-lite0 where its weights
+    /// are in the cache folder, else the trunk of the zoo's supernet of most datasets, else pixels].
     #[arg(long, value_name = "NAME", value_parser = parse::embedder)]
     embedder: Option<Choice>,
     #[command(flatten)]

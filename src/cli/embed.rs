@@ -22,6 +22,8 @@ Embedders:
   pixels             the images themselves, brought to one size
   zoo                the trunk of a zoo entry (--trunk)
   efficientnet-lite0 ImageNet features; scripts/convert_efficientnet.py makes the file of weights
+  resnet18           torchvision's, as the released scripts of supernet transfer use it; the weights are yours:
+                     safetensors.torch.save_file(model.state_dict(), 'resnet18.safetensors')
 
 Examples:
   supernet embed builtin:fashion --out fashion.npy
@@ -35,7 +37,7 @@ pub struct Arguments {
     /// Dataset.
     #[arg(value_name = "SPEC", value_parser = parse::spec)]
     spec: String,
-    /// Name of the embedder: pixels, zoo or efficientnet-lite0.
+    /// Name of the embedder: pixels, zoo, efficientnet-lite0 or resnet18.
     #[arg(long, value_name = "NAME", value_parser = parse::embedder, default_value = "pixels")]
     embedder: Choice,
     #[command(flatten)]
@@ -63,15 +65,24 @@ pub enum Choice {
     Pixels,
     Zoo,
     EfficientNetLite0,
+    ResNet18,
+}
+
+const LITE0: &str = "efficientnet-lite0";
+const RESNET18: &str = "resnet18";
+
+/// Where the weights of an embedder lie unless a file is named.
+fn cached_weights(embedder: &str) -> Option<PathBuf> {
+    supernet::files::cache_folder().map(|folder| folder.join(format!("{embedder}.safetensors")))
 }
 
 /// What embedders need.
 #[derive(Args)]
 pub struct EmbedderFlags {
-    /// How pixels enter: normalised, or paper (0 to 255, as the released scripts do; pixels only).
+    /// How pixels enter: normalised, or paper (0 to 255, as the released scripts do; pixels and resnet18 only).
     #[arg(long, value_name = "P", value_parser = parse::profile, default_value = "normalised")]
     profile: Profile,
-    /// Weights of efficientnet-lite0; efficientnet-lite0.safetensors in the cache folder where it is not given.
+    /// Weights of efficientnet-lite0 or resnet18; NAME.safetensors in the cache folder where it is not given.
     #[arg(long, value_name = "FILE")]
     embedder_weights: Option<PathBuf>,
     /// Size and channels to which pixels brings images; 12x12x3 where it is not given.
@@ -108,30 +119,41 @@ impl EmbedderFlags {
                 zoo::embed::trunk(&folder.load(name)?, &folder.file(name), self.profile, on)
             }
             Choice::EfficientNetLite0 => {
-                let cached = || self.cached_weights();
-                let path = self.embedder_weights.clone().or_else(cached).filter(|path| path.exists());
-                let path = path.ok_or_else(|| {
-                    let place = self.embedder_weights.clone().or_else(cached);
-                    let place = place.map_or_else(|| "the cache folder".into(), |p| p.display().to_string());
-                    Error::usage(format!(
-                        "there are no weights of efficientnet-lite0 at {place}; make them with \
-                         scripts/convert_efficientnet.py, or name the file (--embedder-weights FILE)"
-                    ))
-                })?;
+                let path = self.weights(LITE0, "make them with scripts/convert_efficientnet.py")?;
                 Embedder::efficientnet_lite0(&path, self.profile, on)
             }
+            Choice::ResNet18 => {
+                let path = self.weights(RESNET18, "save torchvision's state_dict with safetensors.torch.save_file")?;
+                Embedder::resnet18(&path, self.profile, on)
+            }
         }
+    }
+
+    /// The file of weights of an embedder. `how` to make it.
+    fn weights(&self, embedder: &str, how: &str) -> Result<PathBuf> {
+        let place = self.embedder_weights.clone().or_else(|| cached_weights(embedder));
+        place.clone().filter(|path| path.exists()).ok_or_else(|| {
+            let place = place.map_or_else(|| "the cache folder".into(), |p| p.display().to_string());
+            Error::usage(format!(
+                "there are no weights of {embedder} at {place}; {how}, or name the file (--embedder-weights FILE)"
+            ))
+        })
     }
 
     /// Refuses flags that none of the chosen embedders uses.
     pub fn check(&self, choices: &[Choice]) -> Result<()> {
         let unused = [
-            (self.embedder_weights.is_some(), "--embedder-weights", Choice::EfficientNetLite0, "efficientnet-lite0"),
-            (self.embedder_size.is_some(), "--embedder-size", Choice::Pixels, "pixels"),
-            (self.trunk.is_some(), "--trunk", Choice::Zoo, "zoo"),
+            (
+                self.embedder_weights.is_some(),
+                "--embedder-weights",
+                &[Choice::EfficientNetLite0, Choice::ResNet18][..],
+                "efficientnet-lite0 or resnet18",
+            ),
+            (self.embedder_size.is_some(), "--embedder-size", &[Choice::Pixels], "pixels"),
+            (self.trunk.is_some(), "--trunk", &[Choice::Zoo], "zoo"),
         ];
-        match unused.iter().find(|(given, _, choice, _)| *given && !choices.contains(choice)) {
-            Some((_, flag, _, name)) => Err(Error::usage(format!("{flag} is for --embedder {name}"))),
+        match unused.iter().find(|(given, _, of, _)| *given && !of.iter().any(|choice| choices.contains(choice))) {
+            Some((_, flag, _, names)) => Err(Error::usage(format!("{flag} is for --embedder {names}"))),
             None => Ok(()),
         }
     }
@@ -143,18 +165,13 @@ impl EmbedderFlags {
             return Ok((choice, self.embedder(choice, zoo)?));
         }
         let asked = self.embedder_size.is_some() || self.profile == Profile::Paper;
-        if !asked && (self.embedder_weights.is_some() || self.cached_weights().is_some_and(|path| path.exists())) {
+        if !asked && (self.embedder_weights.is_some() || cached_weights(LITE0).is_some_and(|path| path.exists())) {
             return Ok((Choice::EfficientNetLite0, self.embedder(Choice::EfficientNetLite0, zoo)?));
         }
         if !asked && (self.trunk.is_some() || zoo.broadest()?.is_some()) {
             return Ok((Choice::Zoo, self.embedder(Choice::Zoo, zoo)?));
         }
         Ok((Choice::Pixels, self.embedder(Choice::Pixels, zoo)?))
-    }
-
-    /// Where the weights of efficientnet-lite0 lie unless a file is named.
-    fn cached_weights(&self) -> Option<PathBuf> {
-        supernet::files::cache_folder().map(|folder| folder.join("efficientnet-lite0.safetensors"))
     }
 
     /// The device of the engine.

@@ -59,7 +59,8 @@ pub fn embedder(text: &str) -> Result<Choice, String> {
         "pixels" => Ok(Choice::Pixels),
         "zoo" => Ok(Choice::Zoo),
         "efficientnet-lite0" => Ok(Choice::EfficientNetLite0),
-        _ => Err("expected pixels, zoo or efficientnet-lite0".into()),
+        "resnet18" => Ok(Choice::ResNet18),
+        _ => Err("expected pixels, zoo, efficientnet-lite0 or resnet18".into()),
     }
 }
 

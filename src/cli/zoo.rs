@@ -62,7 +62,7 @@ enum Action {
     },
     /// Compute the coresets of all entries with an embedder, in place of those that it made before.
     Embed {
-        /// Name of the embedder: pixels, zoo or efficientnet-lite0.
+        /// Name of the embedder: pixels, zoo, efficientnet-lite0 or resnet18.
         #[arg(long, value_name = "NAME", value_parser = parse::embedder, default_value = "pixels")]
         embedder: Choice,
         #[command(flatten)]

@@ -1,27 +1,37 @@
-//! A pretrained convolutional network as a list of inference layers: what `efficientnet` builds from a file of weights and
-//! the embedder records. Batch norms are folded into weights and biases when a network is built.
+//! A pretrained convolutional network as a list of inference layers: what `efficientnet` and `resnet` build from a file of
+//! weights and the embedder records. Batch norms are folded into weights and biases when a network is built.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Shape, Tensor};
 use crate::ops::folded::Folded;
-use crate::ops::pool::GlobalPool;
+use crate::ops::pool::{GlobalPool, Pool};
 use crate::tensors::Tensors;
 
-/// One convolution.
+/// One layer. Layers are counted from the first.
 #[derive(Clone, Debug)]
 struct Layer {
-    op: Folded,
-    /// Extent of the weights.
-    weights: Shape,
-    /// First element of weights, then bias, in the flat vector.
-    offset: usize,
-    /// The layer whose output is added, counted from the first.
-    residual: Option<usize>,
+    kind: Kind,
+    /// The layer whose output it reads; where there is none, the one before it.
+    input: Option<usize>,
 }
 
-/// The layers, each behind the one before, and their weights as one flat vector.
+#[derive(Clone, Debug)]
+enum Kind {
+    Convolution {
+        op: Folded,
+        /// Extent of the weights.
+        weights: Shape,
+        /// First element of weights, then bias, in the flat vector.
+        offset: usize,
+        /// The layer whose output is added.
+        residual: Option<usize>,
+    },
+    MaxPool(Pool),
+}
+
+/// The layers, and their weights as one flat vector.
 #[derive(Clone, Debug, Default)]
 pub struct ConvNet {
     layers: Vec<Layer>,
@@ -40,23 +50,32 @@ impl ConvNet {
         &self.weights
     }
 
-    /// Number of the layer that was added last.
-    pub(super) fn last(&self) -> usize {
+    /// Adds a layer and returns its number.
+    fn push(&mut self, kind: Kind, input: Option<usize>) -> usize {
+        self.layers.push(Layer { kind, input });
         self.layers.len() - 1
     }
 
+    /// Adds a maximum over windows of 3 pixels with stride 2, padded by 1. Returns the layer's number.
+    pub(super) fn max_pool(&mut self) -> usize {
+        let pool = Pool { kernel: 3, stride: 2, pad: 1, max: true, average: false, statistics: false };
+        self.push(Kind::MaxPool(pool), None)
+    }
+
     /// Adds a convolution of `c_in` to `c` channels, followed by a batch norm, which is folded in f64: with
-    /// `k = gamma / sqrt(var + eps)` the weights become `k w` and the bias `beta - k mean`.
+    /// `k = gamma / sqrt(var + eps)` the weights become `k w` and the bias `beta - k mean`. It reads the layer `input`,
+    /// the last one where there is none, and adds the layer `residual`. Returns the layer's number.
     ///
     /// # Errors
     /// [`Error::Input`] naming a tensor that is missing, of another shape, or not finite.
-    pub(super) fn push(
+    pub(super) fn convolution(
         &mut self,
         (tensors, path): (&Tensors, &Path),
         names: &Names<'_>,
-        (op, eps, residual): (Folded, f64, Option<usize>),
+        (op, eps): (Folded, f64),
         (c_in, c): (usize, usize),
-    ) -> Result<()> {
+        (input, residual): (Option<usize>, Option<usize>),
+    ) -> Result<usize> {
         let taps = op.kernel * op.kernel;
         let each = if op.depthwise { 1 } else { c_in };
         let get = |name: &str, shape: &[usize]| -> Result<&[f32]> {
@@ -88,8 +107,7 @@ impl ConvNet {
             self.weights.extend((0..c).map(folded));
         }
         self.weights.extend((0..c).map(|o| (f64::from(beta[o]) - factor[o] * f64::from(mean[o])) as f32));
-        self.layers.push(Layer { op, weights, offset, residual });
-        Ok(())
+        Ok(self.push(Kind::Convolution { op, weights, offset, residual }, input))
     }
 
     /// Records the network on normalised images; `weights` is the flat vector. Returns the means of its last maps, `n x c`.
@@ -100,10 +118,15 @@ impl ConvNet {
         let mut maps: Vec<Tensor> = Vec::with_capacity(self.layers.len());
         for (number, layer) in self.layers.iter().enumerate() {
             graph.scope(format!("layers.{number}."));
-            let x = maps.last().copied().unwrap_or(images);
-            let w = graph.slice(weights, layer.offset, layer.weights)?;
-            let bias = graph.slice(weights, layer.offset + layer.weights.len(), Shape::vector(layer.weights.c))?;
-            maps.push(Folded::record(graph, layer.op, [x, w, bias], layer.residual.map(|at| maps[at]))?);
+            let x = layer.input.map_or_else(|| maps.last().copied().unwrap_or(images), |at| maps[at]);
+            maps.push(match layer.kind {
+                Kind::Convolution { op, weights: extent, offset, residual } => {
+                    let w = graph.slice(weights, offset, extent)?;
+                    let bias = graph.slice(weights, offset + extent.len(), Shape::vector(extent.c))?;
+                    Folded::record(graph, op, [x, w, bias], residual.map(|at| maps[at]))?
+                }
+                Kind::MaxPool(pool) => Pool::record(graph, pool, x, &[])?[0].y,
+            });
         }
         graph.scope("");
         Ok(GlobalPool::record(graph, maps.last().copied().unwrap_or(images)))

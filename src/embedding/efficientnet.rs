@@ -9,7 +9,7 @@ use std::path::Path;
 use super::convnet::{ConvNet, Names};
 use crate::data::Normalisation;
 use crate::error::Result;
-use crate::ops::folded::{Activation, Folded};
+use crate::ops::folded::{Activation, Folded, Padding};
 use crate::tensors::Tensors;
 
 /// Added to variances.
@@ -76,10 +76,9 @@ pub fn load(config: &Config, tensors: &Tensors, path: &Path) -> Result<ConvNet> 
     let mut net = ConvNet::default();
     let mut push = |names: [&str; 2], kind: (bool, usize, usize, Activation), channels, residual: Option<usize>| {
         let (depthwise, kernel, stride, activation) = kind;
-        let op = Folded { depthwise, kernel, stride, activation, residual: residual.is_some() };
+        let op = Folded { depthwise, kernel, stride, padding: Padding::Same, activation, residual: residual.is_some() };
         let [convolution, norm] = names;
-        net.push((tensors, path), &Names { convolution, norm }, (op, EPS, residual), channels)?;
-        Ok::<usize, crate::Error>(net.last())
+        net.convolution((tensors, path), &Names { convolution, norm }, (op, EPS), channels, (None, residual))
     };
     let pointwise = |activation| (false, 1, 1, activation);
     let mut last = push(["_conv_stem", "_bn0"], (false, 3, 2, Activation::Relu6), (3, config.stem), None)?;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::convnet::ConvNet;
-use super::{Embedded, Profile, Signature, cache, efficientnet};
+use super::{Embedded, Profile, Signature, cache, efficientnet, resnet};
 use crate::data::{Dataset, Geometry, Images, Normalisation, stratified_subset};
 use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::tensors::Tensors;
 
 /// Images of a batch where the network is a supernet; those of a zoo are small.
 const TRUNK_BATCH: usize = 64;
-/// Images of a batch of 224 x 224: few, so that the maps of the first layers stay below 100 MiB.
+/// Images of a batch of a pretrained network: few, so that the maps of the first layers stay below 100 MiB.
 const CONVNET_BATCH: usize = 8;
 
 /// Which training images are embedded.
@@ -125,11 +125,50 @@ impl Embedder {
         }
         let tensors = Tensors::read(path)?;
         let network = efficientnet::load(config, &tensors, path)?;
-        let side = config.size;
+        let network = Network::ConvNet { network, normalisation: efficientnet::normalisation() };
+        Ok(Self::convnet(network, (name, &tensors), config.size, profile, on))
+    }
+
+    /// ResNet-18 with the weights of a file: its pooled 512 features, of normalised images or, in the profile `paper`, of
+    /// pixels of 0 to 255 as in the released scripts.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::Input`] naming a tensor that it lacks.
+    pub fn resnet18(path: &Path, profile: Profile, on: (DeviceSpec, usize)) -> Result<Self> {
+        Self::resnet("resnet18", &resnet::RESNET18, path, profile, on)
+    }
+
+    /// A ResNet of basic blocks under a name of its own.
+    ///
+    /// # Errors
+    /// As [`Embedder::resnet18`].
+    pub fn resnet(
+        name: &str,
+        config: &resnet::Config,
+        path: &Path,
+        profile: Profile,
+        on: (DeviceSpec, usize),
+    ) -> Result<Self> {
+        let tensors = Tensors::read(path)?;
+        let network = resnet::load(config, &tensors, path)?;
+        let normalisation = match profile {
+            Profile::Normalised => resnet::normalisation(),
+            Profile::Paper => resnet::unnormalised(),
+        };
+        let network = Network::ConvNet { network, normalisation };
+        Ok(Self::convnet(network, (name, &tensors), config.size, profile, on))
+    }
+
+    fn convnet(
+        network: Network,
+        (name, tensors): (&str, &Tensors),
+        side: usize,
+        profile: Profile,
+        on: (DeviceSpec, usize),
+    ) -> Self {
         let size = Geometry { height: side, width: side, channels: 3 };
         let signature = Signature { embedder: name.into(), weights: tensors.checksum(), size, profile };
-        let network = Network::ConvNet { network, normalisation: efficientnet::normalisation() };
-        Ok(Self { signature, on, network: Some(network), runner: None })
+        Self { signature, on, network: Some(network), runner: None }
     }
 
     /// What its points have in common.

@@ -2,7 +2,7 @@
 //! kept on disk under the hash of what its points depend on, and never embedded again.
 //!
 //! `embedder` turns images into points: raw pixels, the trunk of a zoo entry, or a pretrained network whose weights the
-//! user provides (`convnet` runs it, `efficientnet` says what it looks like). `cache` keeps the points, `coreset`
+//! user provides (`convnet` runs it, `efficientnet` and `resnet` say what it looks like). `cache` keeps the points, `coreset`
 //! reduces them to what a zoo entry carries, `write` exports them.
 
 pub mod cache;
@@ -10,6 +10,7 @@ pub mod convnet;
 pub mod coreset;
 pub mod efficientnet;
 pub mod embedder;
+pub mod resnet;
 pub mod write;
 
 use std::fmt;

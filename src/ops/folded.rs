@@ -12,6 +12,8 @@ use crate::graph::{Graph, Shape, Tensor};
 pub enum Activation {
     /// Nothing.
     Identity,
+    /// `max(x, 0)`.
+    Relu,
     /// `min(max(x, 0), 6)`.
     Relu6,
 }
@@ -21,15 +23,23 @@ impl Activation {
     pub fn bounds(self) -> (f64, f64) {
         match self {
             Self::Identity => (f64::NEG_INFINITY, f64::INFINITY),
+            Self::Relu => (0.0, f64::INFINITY),
             Self::Relu6 => (0.0, 6.0),
         }
     }
 }
 
+/// Where the zeros around a map lie. Either way a side of the output has `ceil(size / stride)` pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// TensorFlow's `SAME`: of the `(ceil(size / stride) - 1) * stride + kernel - size` zeros that the last window needs,
+    /// half lie in front (rounded down), so with stride 2 an even map has more behind it than in front of it.
+    Same,
+    /// `(kernel - 1) / 2` zeros in front, as PyTorch's networks have them; for odd kernels.
+    Centred,
+}
+
 /// Inputs `x, w, bias, [residual]`; output `y`, `ceil(size / stride)` pixels a side.
-///
-/// Padding is TensorFlow's `SAME`: of the `(ceil(size / stride) - 1) * stride + kernel - size` zeros that the last window
-/// needs, half lie in front (rounded down), so with stride 2 an even map has more behind it than in front of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Folded {
     /// One filter a channel instead of all channels to all.
@@ -38,6 +48,8 @@ pub struct Folded {
     pub kernel: usize,
     /// Stride.
     pub stride: usize,
+    /// Zeros around the map.
+    pub padding: Padding,
     /// What follows.
     pub activation: Activation,
     /// A map of the output's extent is among the inputs.
@@ -55,7 +67,8 @@ impl Folded {
         let taps = op.kernel * op.kernel;
         let rows = if op.depthwise { taps } else { taps * xs.c };
         let fits = ws.rows() == rows && (!op.depthwise || ws.c == xs.c) && graph.shape(bias).len() == ws.c;
-        if !fits || op.stride == 0 || op.kernel == 0 || xs.is_empty() {
+        let even = op.padding == Padding::Centred && op.kernel % 2 == 0;
+        if !fits || even || op.stride == 0 || op.kernel == 0 || xs.is_empty() {
             let message = format!("{op:?} with weights {ws} and bias {} on a map {xs}", graph.shape(bias));
             return Err(Error::Shape { op: Self::NAME, message });
         }
@@ -76,7 +89,10 @@ impl Folded {
 
     /// Zeros in front of a side of `size` pixels.
     pub fn before(&self, size: usize) -> usize {
-        ((size.div_ceil(self.stride) - 1) * self.stride + self.kernel).saturating_sub(size) / 2
+        match self.padding {
+            Padding::Same => ((size.div_ceil(self.stride) - 1) * self.stride + self.kernel).saturating_sub(size) / 2,
+            Padding::Centred => (self.kernel - 1) / 2,
+        }
     }
 
     /// Calls `f(tap, output row, input row)` for every tap within the image.

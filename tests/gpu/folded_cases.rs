@@ -2,13 +2,19 @@
 //! stride 2 (TensorFlow's padding differs), residuals, views, values beyond both bounds of the activation.
 
 use supernet::graph::Shape;
-use supernet::ops::folded::{Activation, Folded};
+use supernet::ops::folded::{Activation, Folded, Padding};
 
 use super::cases::{Builder, Slice};
 use super::harness::Case;
 
-const POINTWISE: Folded =
-    Folded { depthwise: false, kernel: 1, stride: 1, activation: Activation::Identity, residual: false };
+const POINTWISE: Folded = Folded {
+    depthwise: false,
+    kernel: 1,
+    stride: 1,
+    padding: Padding::Same,
+    activation: Activation::Identity,
+    residual: false,
+};
 const DENSE: Folded = Folded { kernel: 3, stride: 2, activation: Activation::Relu6, ..POINTWISE };
 const DEPTHWISE: Folded = Folded { depthwise: true, kernel: 3, activation: Activation::Relu6, ..POINTWISE };
 
@@ -36,6 +42,7 @@ fn folded(op: Folded, x: Shape, c: usize, slice: Slice, accumulate: bool) -> Cas
 pub fn all() -> Vec<Case> {
     let with_residual = |op: Folded| Folded { residual: true, ..op };
     let bounded = |op: Folded| Folded { activation: Activation::Relu6, ..op };
+    let centred = |op: Folded| Folded { padding: Padding::Centred, activation: Activation::Relu, ..op };
     let strided = |op: Folded, kernel, stride| Folded { kernel, stride, ..op };
     vec![
         folded(POINTWISE, Shape::map(2, 7, 7, 16), 64, None, false),
@@ -53,6 +60,9 @@ pub fn all() -> Vec<Case> {
         folded(DENSE, Shape::map(2, 10, 11, 3), 32, None, false),
         folded(DENSE, Shape::map(1, 11, 10, 3), 10, Some((17, 5)), true),
         folded(with_residual(strided(DENSE, 3, 1)), Shape::map(2, 4, 5, 6), 8, Some((16, 4)), false),
+        folded(centred(with_residual(strided(DENSE, 3, 1))), Shape::map(2, 6, 5, 12), 16, None, false),
+        folded(centred(strided(DENSE, 7, 2)), Shape::map(1, 12, 10, 3), 8, None, false),
+        folded(centred(strided(POINTWISE, 1, 2)), Shape::map(2, 6, 4, 8), 12, None, false),
         // A stride without a window, and a window wider than the map.
         folded(strided(DENSE, 1, 2), Shape::map(2, 5, 6, 8), 12, None, false),
         folded(strided(DENSE, 5, 3), Shape::map(1, 2, 3, 2), 4, None, false),

@@ -140,7 +140,8 @@ fn records_have_the_same_fields_in_all_three_languages() {
         assert!(source("augment").cuda.contains(&cuda) && source("augment").shader.contains(&wgsl), "{name}");
     }
     for (name, value) in [
-        ("RELU6", folded::RELU6),
+        ("RELU", folded::RELU),
+        ("SIX", folded::SIX),
         ("RESIDUAL", folded::RESIDUAL),
         ("ACCUMULATE", folded::ACCUMULATE),
         ("RUN", folded::RUN as u32),

@@ -10,12 +10,14 @@ pub const TILE: usize = 64;
 /// Neighbouring pixels that a thread of the other kernels computes.
 pub const RUN: usize = 4;
 
-/// Values are kept between 0 and 6.
-pub const RELU6: u32 = 1;
+/// Values below 0 become 0.
+pub const RELU: u32 = 1;
 /// A residual is added.
 pub const RESIDUAL: u32 = 2;
 /// The output is added to what is there.
 pub const ACCUMULATE: u32 = 4;
+/// Values above 6 become 6.
+pub const SIX: u32 = 8;
 
 record! {
     /// Parameters of all kernels.
@@ -100,7 +102,8 @@ impl Lower for Folded {
             inputs: xs.c as u32,
             lanes: lanes.lanes as u32,
             groups: groups as u32,
-            flags: flag(self.activation == Activation::Relu6, RELU6)
+            flags: flag(self.activation != Activation::Identity, RELU)
+                | flag(self.activation == Activation::Relu6, SIX)
                 | flag(self.residual, RESIDUAL)
                 | flag(at.accumulate[0], ACCUMULATE),
             line_runs: line_runs as u32,
