@@ -17,6 +17,8 @@ mod gpu;
 mod gradients;
 mod masks;
 mod onnx;
+#[cfg(all(feature = "cli", unix))]
+mod ot;
 mod parity;
 mod plan;
 mod primitives;

@@ -1,5 +1,6 @@
 //! `supernet ot`: optimal transport between two files of points.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -9,7 +10,7 @@ use supernet::data::{Matrix, read_matrix};
 use supernet::device::DeviceSpec;
 use supernet::run::threads;
 use supernet::transport::{
-    Cloud, Costs, Domain, Epsilon, Options, Points, Problem, Schedule, Solution, Values, divergences, solve,
+    Cloud, Costs, Domain, Epsilon, Metric, Options, Points, Problem, Schedule, Solution, Values, divergences, solve,
 };
 use supernet::{Error, Result};
 
@@ -23,9 +24,10 @@ Files are NumPy's: np.save of float32, float64 or integers, one point a row. The
 Examples:
   supernet ot x.npy y.npy
   supernet ot x.npy y.npy --epsilon-relative 0.002 --json
+  supernet ot x.npy y.npy --metric cosine --weights a.npy b.npy
   supernet ot --cost c.npy --epsilon 0.1";
 
-/// Transport points of one file to those of another, all of equal weight, at the cost |x - y|^2 / 2 or a given one.
+/// Transport points of one file to those of another at the cost |x - y|^2 / 2, 1 - cos(x, y) or a given one.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -38,6 +40,12 @@ pub struct Arguments {
     /// Costs, one row for each point of X and one column for each of Y, in place of the distances.
     #[arg(long, value_name = "C.npy")]
     cost: Option<PathBuf>,
+    /// Cost of two points.
+    #[arg(long, value_name = "METRIC", default_value = "squared", conflicts_with = "cost")]
+    metric: MetricName,
+    /// Weights of the points of X and of Y, each divided by their sum; all equal where they are not given.
+    #[arg(long, value_names = ["A.npy", "B.npy"], num_args = 2)]
+    weights: Option<Vec<PathBuf>>,
     /// Regularisation in the units of the cost.
     #[arg(long, value_name = "E", conflicts_with = "epsilon_relative")]
     epsilon: Option<f64>,
@@ -77,6 +85,14 @@ enum DomainName {
     Kernel,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum MetricName {
+    /// Half the squared distance.
+    Squared,
+    /// 1 - cos of the angle between the points as seen from the origin.
+    Cosine,
+}
+
 #[derive(Serialize)]
 struct Report {
     points: [usize; 2],
@@ -90,7 +106,38 @@ fn points(path: &Path) -> Result<(String, Matrix)> {
     Ok((path.display().to_string(), read_matrix(path)?))
 }
 
-fn given_costs(path: &Path, sizes: Option<[usize; 2]>, epsilon: Epsilon, options: &Options) -> Result<Report> {
+/// Weights of `count` points, divided by their sum. NumPy's vectors are read as one row.
+fn weights(path: &Path, count: usize) -> Result<Vec<f64>> {
+    let Matrix { values, .. } = read_matrix(path)?;
+    if values.len() != count {
+        return Err(Error::input(path, format!("holds {} weights for {count} points", values.len())));
+    }
+    if let Some(at) = values.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
+        return Err(Error::input(path, format!("has weight {} in place {at}: weights are at least 0", values[at])));
+    }
+    let sum: f64 = values.iter().sum();
+    if !(sum.is_finite() && sum > 0.0) {
+        return Err(Error::input(path, format!("has weights of sum {sum}: some must be above 0")));
+    }
+    Ok(values.iter().map(|w| w / sum).collect())
+}
+
+/// A problem between rows of two sets, with the weights of two files if they are given.
+fn problem(rows: [Range<usize>; 2], files: Option<&[PathBuf]>, epsilon: Epsilon) -> Result<Problem> {
+    let [left, right] = rows;
+    let found = match files {
+        Some([a, b]) => Some((weights(a, left.len())?, weights(b, right.len())?)),
+        _ => None,
+    };
+    Ok(Problem { weights: found, ..Problem::uniform(left, right, epsilon) })
+}
+
+fn given_costs(
+    path: &Path,
+    sizes: Option<[usize; 2]>,
+    (epsilon, weights): (Epsilon, Option<&[PathBuf]>),
+    options: &Options,
+) -> Result<Report> {
     let costs = read_matrix(path)?;
     let found = [costs.rows, costs.columns];
     if let Some([n, m]) = sizes.filter(|&sizes| sizes != found) {
@@ -102,7 +149,7 @@ fn given_costs(path: &Path, sizes: Option<[usize; 2]>, epsilon: Epsilon, options
         let message = format!("has the value {value} in row {row}, column {column}: costs must be finite");
         return Err(Error::input(path, message));
     }
-    let problem = Problem::uniform(0..costs.rows, 0..costs.columns, epsilon);
+    let problem = problem([0..costs.rows, 0..costs.columns], weights, epsilon)?;
     let matrices = [costs.values];
     let found_all = solve(Costs::Matrices(&matrices), &[problem], options, &AtomicBool::new(false), &mut |_| ())?;
     report(found, found_all, None)
@@ -113,13 +160,22 @@ fn report(points: [usize; 2], solutions: Vec<Solution>, divergence: Option<f64>)
     Ok(Report { points, solution, divergence })
 }
 
-fn distances(sets: &[(String, Matrix); 2], epsilon: Epsilon, debiased: bool, options: &Options) -> Result<Report> {
+fn distances(
+    sets: &[(String, Matrix); 2],
+    epsilon: Epsilon,
+    arguments: &Arguments,
+    options: &Options,
+) -> Result<Report> {
     let clouds = sets.each_ref().map(|(name, m)| Cloud { name, values: Values::Double(&m.values), dim: m.columns });
-    let points = Points::new(&clouds)?;
+    let metric = match arguments.metric {
+        MetricName::Squared => Metric::Squared,
+        MetricName::Cosine => Metric::Cosine,
+    };
+    let points = Points::of(&clouds, metric)?;
     let sizes = sets.each_ref().map(|(_, m)| m.rows);
-    let problems = [Problem::uniform(points.cloud(0), points.cloud(1), epsilon)];
+    let problems = [problem([points.cloud(0), points.cloud(1)], arguments.weights.as_deref(), epsilon)?];
     let stop = AtomicBool::new(false);
-    if debiased {
+    if arguments.debiased {
         let found = divergences((&points, 0.5, None), &problems, options, &stop)?;
         let value = found.first().map(|d| d.value);
         return report(sizes, found.into_iter().map(|d| d.across).collect(), value);
@@ -156,9 +212,9 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let report = match (&arguments.cost, sets) {
         (Some(path), sets) => {
             let sizes = sets.map(|sets| sets.map(|(_, m)| m.rows));
-            given_costs(path, sizes, epsilon, &options)?
+            given_costs(path, sizes, (epsilon, arguments.weights.as_deref()), &options)?
         }
-        (None, Some(sets)) => distances(&sets, epsilon, arguments.debiased, &options)?,
+        (None, Some(sets)) => distances(&sets, epsilon, arguments, &options)?,
         (None, None) => return Err(Error::usage("two files of points or --cost are needed")),
     };
     output::print(json, &report, |report| {

@@ -16,5 +16,5 @@ mod weights;
 pub use bures::{Gaussian, bures};
 pub use divergence::{Divergence, divergences};
 pub use otdd::{Distances, Inner, OtddOptions, Ranked, Sample, distances, rank};
-pub use points::{Cloud, Points, Values};
+pub use points::{Cloud, Metric, Points, Values};
 pub use solver::{Costs, Domain, Epsilon, Labels, Options, Problem, Schedule, Solution, solve};

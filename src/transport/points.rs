@@ -56,6 +56,16 @@ pub struct Points {
     offsets: Vec<usize>,
 }
 
+/// A cost of two points, given that of the kernels, which is half the squared distance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Metric {
+    /// Half the squared distance.
+    #[default]
+    Squared,
+    /// `1 - cos` of the angle between them: half the squared distance of their directions.
+    Cosine,
+}
+
 impl Points {
     /// Puts clouds side by side.
     ///
@@ -63,8 +73,16 @@ impl Points {
     /// [`Error::Usage`] for an empty cloud, unequal dimensions or a coordinate that is not finite, naming the cloud and
     /// the place.
     pub fn new(clouds: &[Cloud<'_>]) -> Result<Self> {
+        Self::of(clouds, Metric::Squared)
+    }
+
+    /// Puts clouds side by side, their points reduced to directions where angles are to be measured.
+    ///
+    /// # Errors
+    /// As [`Points::new`]; also for a point at the origin, which has no direction.
+    pub fn of(clouds: &[Cloud<'_>], metric: Metric) -> Result<Self> {
         let dim = clouds.first().map_or(0, |c| c.dim);
-        let mut offsets = vec![0];
+        let (mut offsets, mut lengths) = (vec![0], Vec::new());
         for cloud in clouds {
             let Cloud { name, values, dim: own } = cloud;
             if *own != dim {
@@ -85,10 +103,35 @@ impl Points {
                     "{name} has the value {value} in row {row}, column {column}: remove or repair that point"
                 )));
             }
-            offsets.push(offsets[offsets.len() - 1] + values.len() / dim);
+            let count = values.len() / dim;
+            offsets.push(offsets[offsets.len() - 1] + count);
+            if metric == Metric::Squared {
+                lengths.extend(std::iter::repeat_n((1.0, 1.0), count));
+                continue;
+            }
+            for row in 0..count {
+                // In units of the largest coordinate, whose square alone might leave the range.
+                let row_values = (row * dim..(row + 1) * dim).map(|i| values.at(i));
+                let largest = row_values.clone().fold(0.0, |m: f64, x| m.max(x.abs()));
+                if largest == 0.0 {
+                    return Err(Error::usage(format!(
+                        "{name} has a point at the origin in row {row}: it has no direction; remove it, or measure \
+                         squared distances"
+                    )));
+                }
+                lengths.push((largest, row_values.map(|x| (x / largest).powi(2)).sum::<f64>().sqrt()));
+            }
         }
         let count = offsets[offsets.len() - 1];
-        let each = || clouds.iter().flat_map(|c| (0..c.values.len()).map(move |i| (i % dim, c.values.at(i))));
+        let (offsets_of, lengths) = (&offsets, &lengths);
+        let each = || {
+            clouds.iter().zip(offsets_of).flat_map(move |(c, first)| {
+                (0..c.values.len()).map(move |i| {
+                    let (largest, length) = lengths[first + i / dim];
+                    (i % dim, c.values.at(i) / largest / length)
+                })
+            })
+        };
         // The sum is taken of parts, for coordinates near the largest number would overflow it.
         let mut centre = vec![0.0f64; dim];
         each().for_each(|(k, x)| centre[k] += x / count as f64);

@@ -35,6 +35,7 @@ mod sanitized;
 mod separable_cases;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod steps;
+mod translated;
 mod transport_cases;
 mod wgsl;
 

@@ -207,7 +207,7 @@ fn chunks(y: Shape) -> (usize, usize) {
 }
 
 /// One result of the forward.
-struct Result {
+struct Wanted {
     flags: u32,
     y: Place,
     partial: Place,
@@ -215,7 +215,7 @@ struct Result {
 
 impl Pool {
     /// Maximum and average, where wanted.
-    fn results(&self, at: &Places<'_>) -> [Option<Result>; 2] {
+    fn results(&self, at: &Places<'_>) -> [Option<Wanted>; 2] {
         let mut output = 0;
         let mut used = 0;
         [(self.max, MAX, MAX_ADD), (self.average, AVERAGE, AVERAGE_ADD)].map(|(wanted, on, add)| {
@@ -224,7 +224,7 @@ impl Pool {
                 let len = fold::moments_len(y.shape.c, chunks(y.shape).1);
                 let partial = stretch(at.scratch, used, len);
                 used += len;
-                let result = Result { flags: on | flag(at.accumulate[output], add), y, partial };
+                let result = Wanted { flags: on | flag(at.accumulate[output], add), y, partial };
                 output += self.stride_of_outputs();
                 result
             })
