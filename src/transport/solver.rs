@@ -16,7 +16,7 @@ use crate::device::{Device, DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Program, Shape, State, StoreLayout};
 use crate::ops::transport::{
-    CERTIFICATE, Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Table,
+    CERTIFICATE, Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Source, Table,
 };
 
 /// Unit roundoff of f32.
@@ -505,7 +505,7 @@ impl<'a> Piece<'a> {
         };
         let mut sinkhorn = Graph::new();
         let tensors = self.tensors(&mut sinkhorn);
-        let op = Sinkhorn { table: self.table.clone(), iterations: REPLAY, rule, kernel };
+        let op = Sinkhorn { table: self.table.clone(), iterations: REPLAY, rule, kernel, source: Source::Stored };
         Sinkhorn::record(&mut sinkhorn, op, tensors)?;
         let sinkhorn = self.device.prepare(Program::new("sinkhorn", sinkhorn, &[]))?;
         while self.device.read(self.status)?.chunks_exact(STATUS).any(|s| s[3] == 0.0) {
@@ -529,7 +529,11 @@ impl<'a> Piece<'a> {
     fn certificates(&mut self) -> Result<Vec<f32>> {
         let mut graph = Graph::new();
         let tensors = self.tensors(&mut graph);
-        let rows = Certificate::record(&mut graph, Certificate { table: self.table.clone() }, tensors)?;
+        let rows = Certificate::record(
+            &mut graph,
+            Certificate { table: self.table.clone(), source: Source::Stored },
+            tensors,
+        )?;
         let program = Program::new("transport certificate", graph, &[rows]);
         if matches!(self.device, Device::Cpu(_)) {
             let exe = self.device.prepare(program)?;
@@ -548,6 +552,7 @@ impl<'a> Piece<'a> {
     fn tensors(&self, graph: &mut Graph) -> SinkhornTensors {
         SinkhornTensors {
             cost: graph.state(self.cost),
+            labels: None,
             weights: graph.state(self.weights),
             schedule: graph.state(self.schedule),
             potentials: graph.state(self.potentials),

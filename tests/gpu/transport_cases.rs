@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use supernet::graph::{Graph, Shape, StoreLayout, Tensor};
-use supernet::ops::transport::{PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, Table};
+use supernet::ops::transport::{PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, Source, Table};
 use supernet::random::philox4x32_10;
 
 use super::harness::Case;
@@ -151,7 +151,11 @@ fn iterations(what: &str, sizes: &[Size], setting: Setting) -> Case {
         state(&mut case, "potentials", Shape::vector(table.potentials), potentials).into(),
         state(&mut case, "status", Shape::matrix(count, STATUS), status).into(),
     ];
-    case.graph.push(Sinkhorn { table: Arc::new(table), iterations, rule, kernel }, inputs, outputs);
+    case.graph.push(
+        Sinkhorn { table: Arc::new(table), iterations, rule, kernel, source: Source::Stored },
+        inputs,
+        outputs,
+    );
     case
 }
 

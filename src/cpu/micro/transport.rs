@@ -100,7 +100,8 @@ pub struct LogRows {
     pub gs: *const f32,
     /// Weights of the rows.
     pub weights: *const f32,
-    /// Where the rows `e` go; at least `4 * stride` floats. All of them are kept one behind the other if `keep`.
+    /// Where the rows `e` go; at least `4 * stride` floats. All of them are kept one behind the other if `keep`; they may
+    /// then take the place of the costs.
     pub e: *mut f32,
     /// Whether every row has a place of its own in `e`.
     pub keep: bool,
@@ -108,6 +109,8 @@ pub struct LogRows {
     pub sums: *mut f32,
     /// Sums of the columns, overwritten; null for none.
     pub columns: *mut f32,
+    /// Whether the sums of the columns are added to what is there.
+    pub add: bool,
 }
 
 /// See [`super::Micro`].
@@ -156,7 +159,7 @@ unsafe fn log_group<V: Vector, const R: usize>(a: &LogRows, i: usize) {
             weight[r] = *a.weights.add(i + r) / sum;
         }
         if !a.columns.is_null() {
-            weighted_columns::<V, R>(e, a.stride, weight, a.columns, i == 0);
+            weighted_columns::<V, R>(e, a.stride, weight, a.columns, i == 0 && !a.add);
         }
     }
 }

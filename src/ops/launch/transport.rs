@@ -174,7 +174,7 @@ impl Lower for Sinkhorn {
     }
 
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
-        let [cost, weights, schedule] = *at.inputs else { unreachable!("three inputs are recorded") };
+        let [cost, weights, schedule, ..] = *at.inputs else { unreachable!("three inputs are recorded") };
         let [potentials, status] = *at.outputs else { unreachable!("two outputs are recorded") };
         assert!(!at.accumulate.contains(&true), "potentials and status are written in place");
         let count = self.table.problems.len();
