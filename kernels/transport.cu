@@ -468,7 +468,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
     const unsigned block = block_index();
     if (block >= p.blocks) return;
-    const TransportProblem& q = table[problem_of(table, p.problems, block)];
+    // From shared memory the problem is read again for every tile: registers are scarce between them.
+    __shared__ TransportProblem q;
+    if (threadIdx.x == 0) q = table[problem_of(table, p.problems, block)];
+    __syncthreads();
     const Progress now = progress_of(p, pages, q.number);
     if (now.state != 0.0f) return;
     const float scale = LOG2_E / now.eps;
