@@ -20,6 +20,8 @@ const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 /// Iterations between two looks at the status. A kernel that was stored lives as long; the same for all problems, so that
 /// a problem gives the same bits in any batch.
 const REPLAY: usize = 100;
+/// The same where costs are recomputed: problems are so large that a replay of more would take long to stop.
+const REPLAY_RECOMPUTED: usize = 10;
 /// A problem of more elements keeps no kernel matrix unless asked to.
 const KERNEL_ELEMENTS: usize = 1 << 27;
 
@@ -318,7 +320,8 @@ impl<'a> Piece<'a> {
         };
         let mut sinkhorn = Graph::new();
         let tensors = self.tensors(&mut sinkhorn);
-        let op = Sinkhorn { table: self.table.clone(), iterations: REPLAY, rule, kernel, source: self.source };
+        let iterations = if self.held == Held::Stored { REPLAY } else { REPLAY_RECOMPUTED };
+        let op = Sinkhorn { table: self.table.clone(), iterations, rule, kernel, source: self.source };
         Sinkhorn::record(&mut sinkhorn, op, tensors)?;
         let sinkhorn = self.device.prepare(Program::new("sinkhorn", sinkhorn, &[]))?;
         while self.device.read(self.status)?.chunks_exact(STATUS).any(|s| s[3] == 0.0) {
