@@ -49,7 +49,7 @@ pub enum Domain {
     Auto,
     /// One exponential an element and iteration.
     Log,
-    /// With a stored kernel at the last eps; potentials absorb what leaves its range.
+    /// With a stored kernel at the last eps; potentials absorb what leaves its range. As `Log` where costs are recomputed.
     Kernel,
 }
 

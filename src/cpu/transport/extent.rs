@@ -146,3 +146,36 @@ fn key_of(value: f32) -> u32 {
 fn value_of(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & !(1 << 31) } else { !key })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_ordered_as_their_numbers() {
+        let numbers = [f32::NEG_INFINITY, -3.5, -1.0, -f32::MIN_POSITIVE, -0.0, 0.0, 1e-40, 0.5, 2.0, f32::INFINITY];
+        assert!(numbers.windows(2).all(|pair| key_of(pair[0]) < key_of(pair[1])));
+        assert!(numbers.iter().all(|&x| value_of(key_of(x)).to_bits() == x.to_bits()));
+    }
+
+    #[test]
+    fn the_median_and_the_extent_are_those_of_a_sorted_matrix() {
+        let points: Vec<f32> = (0..90).map(|i| ((i * i) % 31) as f32 / 8.0 - 1.0).collect();
+        let labels: Vec<f32> = (0..30).map(|i| (i % 2) as f32).collect();
+        let problem = Problem { n: 17, m: 13, x: 0, y: 17, stride: 16, ..Problem::default() };
+        // Costs below zero have a place in the order too.
+        let w = [0.0, -9.0, 2.0, 0.5];
+        let from =
+            PointExtent { points: &points, dim: 3, labels: Some((&labels, &w)), point_scale: 0.5, label_scale: 1.0 };
+        let cost = |i: usize, j: usize| {
+            let square: f32 = (0..3).map(|k| (points[3 * i + k] - points[3 * j + k]).powi(2)).sum();
+            0.5 * square + w[2 * labels[i] as usize + labels[j] as usize]
+        };
+        let mut all: Vec<f32> = (0..17).flat_map(|i| (17..30).map(move |j| (i, j))).map(|(i, j)| cost(i, j)).collect();
+        all.sort_unstable_by(f32::total_cmp);
+        assert!((from.median(&problem) - all[all.len() / 2]).abs() < 1e-5);
+        let Extent { largest, sum } = from.extent(&problem);
+        assert!((largest - all[all.len() - 1]).abs() < 1e-5);
+        assert!((sum - all.iter().copied().map(f64::from).sum::<f64>()).abs() < 1e-3);
+    }
+}

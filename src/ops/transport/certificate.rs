@@ -26,7 +26,7 @@ impl Certificate {
     /// Records the op; returns the rows.
     ///
     /// # Errors
-    /// [`Error::Shape`] if a tensor does not fit the table.
+    /// [`crate::Error::Shape`] if a tensor does not fit the table.
     pub fn record(graph: &mut Graph, op: Self, tensors: SinkhornTensors) -> Result<Tensor> {
         tensors.check(Self::NAME, graph, &op.table, op.source)?;
         let SinkhornTensors { cost, weights, potentials, status, .. } = tensors;

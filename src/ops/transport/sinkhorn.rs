@@ -46,7 +46,7 @@ impl Sinkhorn {
     /// Records the op.
     ///
     /// # Errors
-    /// [`Error::Shape`] if a tensor does not fit the table.
+    /// [`crate::Error::Shape`] if a tensor does not fit the table.
     pub fn record(graph: &mut Graph, op: Self, tensors: SinkhornTensors) -> Result<()> {
         tensors.check(Self::NAME, graph, &op.table, op.source)?;
         let SinkhornTensors { cost, weights, schedule, potentials, status, .. } = tensors;
