@@ -1,6 +1,7 @@
 // Entropic optimal transport (src/ops/transport.rs): PairCost writes the cost matrices of a batch of problems, Sinkhorn
-// iterates on their potentials. The table holds the problems of a launch. Exponents are to base 2: a potential u with
-// weight w enters as the shift log2(w) + u log2(e) / eps, and sums of powers keep their largest exponent apart.
+// iterates on their potentials, with those matrices or with costs that it computes from the points. The table holds the
+// problems of a launch. Exponents are to base 2: a potential u with weight w enters as the shift log2(w) + u log2(e) / eps,
+// and sums of powers keep their largest exponent apart.
 #include "common.cuh"
 
 struct TransportParams {
@@ -19,7 +20,7 @@ struct TransportParams {
     unsigned annealed;
     unsigned iterations;
     unsigned begin;
-    unsigned unused;
+    unsigned right;
     Spot weights;
     Spot schedule;
     Spot potentials;
@@ -40,7 +41,7 @@ struct TransportProblem {
     unsigned symmetric;
     unsigned number;
     unsigned block;
-    unsigned unused;
+    unsigned stretches;
 };
 
 // Costs along each side of a tile, and coordinates staged at once.
@@ -92,28 +93,20 @@ __device__ inline void stage_points(float* tile, const float* points, unsigned s
     }
 }
 
-// C[i, j] = point_scale |x_i - y_j|^2 + label_scale W[l(x_i), l(y_j)], a block a tile.
-extern "C" __global__ void __launch_bounds__(BLOCK, 4)
-pair_cost(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+// Squared distances of `rows` left and `columns` right points, TILE of each at most: sum[r][c] is that of points
+// ty + r SIDE and tx + c SIDE.
+__device__ inline void square_distances(float (&sum)[OWN][OWN], const TransportParams& p, const float* left, unsigned rows,
+                                        const float* right, unsigned columns) {
     __shared__ float xs[STEP * PITCH];
     __shared__ float ys[STEP * PITCH];
-    const unsigned block = block_index();
-    if (block >= p.blocks) return;
-    const TransportProblem& q = table[problem_of(table, p.problems, block)];
-    const unsigned across = (q.stride + TILE - 1) / TILE;
-    const unsigned row = (block - q.block) / across * TILE;
-    const unsigned column = (block - q.block) % across * TILE;
-    // The last tile of a row may hold nothing but padding.
-    const unsigned rows = q.n - row;
-    const unsigned columns = q.m - min(q.m, column);
-    const float* points = at(pages, p.points);
-    const float* left = points + (q.x + row) * p.point_stride;
-    const float* right = points + (q.y + min(q.m, column)) * p.point_stride;
     const unsigned tx = threadIdx.x % SIDE;
     const unsigned ty = threadIdx.x / SIDE;
-
+#pragma unroll
+    for (unsigned r = 0; r < OWN; r++) {
+#pragma unroll
+        for (unsigned c = 0; c < OWN; c++) sum[r][c] = 0.0f;
+    }
     // Coordinates are summed in steps: the rounding errors of a long sum grow with the number of steps only.
-    float sum[OWN][OWN] = {};
     for (unsigned channel = 0; channel < p.channels; channel += STEP) {
         stage_points(xs, left + channel, p.point_stride, rows, p.channels - channel);
         stage_points(ys, right + channel, p.point_stride, columns, p.channels - channel);
@@ -141,8 +134,36 @@ pair_cost(const __grid_constant__ TransportParams p, const __grid_constant__ Pag
         }
         __syncthreads();
     }
+}
 
+// What the labels of two points add to their cost.
+__device__ inline float label_cost(const TransportParams& p, const Pages& pages, unsigned left, unsigned right) {
     const float* labels = at(pages, p.labels);
+    const unsigned from = unsigned(labels[left]);
+    const unsigned to = unsigned(labels[right]);
+    return p.label_scale * at(pages, p.distances)[from * p.distance_stride + to];
+}
+
+// C[i, j] = point_scale |x_i - y_j|^2 + label_scale W[l(x_i), l(y_j)], a block a tile.
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+pair_cost(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    const unsigned block = block_index();
+    if (block >= p.blocks) return;
+    const TransportProblem& q = table[problem_of(table, p.problems, block)];
+    const unsigned across = (q.stride + TILE - 1) / TILE;
+    const unsigned row = (block - q.block) / across * TILE;
+    const unsigned column = (block - q.block) % across * TILE;
+    // The last tile of a row may hold nothing but padding.
+    const unsigned rows = q.n - row;
+    const unsigned columns = q.m - min(q.m, column);
+    const float* points = at(pages, p.points);
+    const float* left = points + (q.x + row) * p.point_stride;
+    const float* right = points + (q.y + min(q.m, column)) * p.point_stride;
+    const unsigned tx = threadIdx.x % SIDE;
+    const unsigned ty = threadIdx.x / SIDE;
+
+    float sum[OWN][OWN];
+    square_distances(sum, p, left, rows, right, columns);
 #pragma unroll
     for (unsigned r = 0; r < OWN; r++) {
         const unsigned i = row + ty + r * SIDE;
@@ -151,11 +172,7 @@ pair_cost(const __grid_constant__ TransportParams p, const __grid_constant__ Pag
             const unsigned j = column + tx + c * SIDE;
             if (i >= q.n || j >= q.stride) continue;
             float value = j < q.m ? p.point_scale * sum[r][c] : 0.0f;
-            if (p.labelled && j < q.m) {
-                const unsigned from = unsigned(labels[q.x + i]);
-                const unsigned to = unsigned(labels[q.y + j]);
-                value += p.label_scale * at(pages, p.distances)[from * p.distance_stride + to];
-            }
+            if (p.labelled && j < q.m) value += label_cost(p, pages, q.x + i, q.y + j);
             at(pages, p.cost)[q.cost + i * q.stride + j] = value;
         }
     }
@@ -251,6 +268,16 @@ __device__ inline Powers join(const Powers& a, const Powers& b) {
     return {top, a.sum * exp2f(a.top - top) + b.sum * exp2f(b.top - top)};
 }
 
+__device__ inline Powers add_four(Powers own, const float* x) {
+    const float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+    if (top > own.top) {
+        own.sum *= exp2f(own.top - top);
+        own.top = top;
+    }
+    own.sum += (exp2f(x[0] - own.top) + exp2f(x[1] - own.top)) + (exp2f(x[2] - own.top) + exp2f(x[3] - own.top));
+    return own;
+}
+
 // Adds the powers of shift - scale cost over the staged points first, first + step, ... of `count`; their costs lie
 // `pitch` elements apart.
 __device__ inline Powers gather(Powers own, const float* shifts, const float* costs, unsigned pitch, unsigned first,
@@ -262,12 +289,7 @@ __device__ inline Powers gather(Powers own, const float* shifts, const float* co
             const unsigned i = j + k * step;
             x[k] = i < count ? shifts[i] - scale * costs[i * pitch] : NOTHING;
         }
-        const float top = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
-        if (top > own.top) {
-            own.sum *= exp2f(own.top - top);
-            own.top = top;
-        }
-        own.sum += (exp2f(x[0] - own.top) + exp2f(x[1] - own.top)) + (exp2f(x[2] - own.top) + exp2f(x[3] - own.top));
+        own = add_four(own, x);
     }
     return own;
 }
@@ -373,6 +395,24 @@ __device__ inline void stage_shifts(float* staged, const float* shifts, unsigned
     __syncthreads();
 }
 
+// The soft c-transform of left point i, and its shift for the columns.
+__device__ inline void take_left(const TransportParams& p, const Pages& pages, const TransportProblem& q, const Pace& pace,
+                                 unsigned i, const Powers& all) {
+    const float soft = soft_of(all, pace.unit);
+    at(pages, p.soft)[q.f + i] = soft;
+    if (q.symmetric) return;
+    const float f = at(pages, p.potentials)[q.f + i];
+    const float log_a = log2f(at(pages, p.weights)[q.f + i]);
+    at(pages, p.shifts)[q.f + i] = (p.annealed ? f : moved(f, soft, pace)) * pace.scale + log_a;
+}
+
+// The new potential of right point j.
+__device__ inline void take_right(const TransportParams& p, const Pages& pages, const TransportProblem& q, const Pace& pace,
+                                  unsigned j, const Powers& all) {
+    float* g = at(pages, p.potentials) + q.g + j;
+    *g = moved(*g, soft_of(all, pace.unit), pace);
+}
+
 // Soft c-transforms of SIDE left points, and their shifts for the columns.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_rows(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
@@ -385,7 +425,7 @@ sinkhorn_rows(const __grid_constant__ TransportParams p, const __grid_constant__
     const Pace pace = pace_of(now, p.annealed, q.symmetric != 0);
     const unsigned lane = threadIdx.x % SIDE;
     const unsigned i = (block - q.block) * SIDE + threadIdx.x / SIDE;
-    float* shifts = at(pages, p.shifts);
+    const float* shifts = at(pages, p.shifts);
 
     Powers own = {NOTHING, 0.0f};
     for (unsigned first = 0; first < q.m; first += CHUNK) {
@@ -395,14 +435,7 @@ sinkhorn_rows(const __grid_constant__ TransportParams p, const __grid_constant__
         if (i < q.n) own = gather(own, staged, costs, 1, lane, SIDE, count, pace.scale);
     }
     own = fold(own, lane, SIDE, 1);
-    if (lane > 0 || i >= q.n) return;
-    const float soft = soft_of(own, pace.unit);
-    at(pages, p.soft)[q.f + i] = soft;
-    if (!q.symmetric) {
-        const float f = at(pages, p.potentials)[q.f + i];
-        const float log_a = log2f(at(pages, p.weights)[q.f + i]);
-        shifts[q.f + i] = (p.annealed ? f : moved(f, soft, pace)) * pace.scale + log_a;
-    }
+    if (lane == 0 && i < q.n) take_left(p, pages, q, pace, i, own);
 }
 
 // New potentials of SIDE right points.
@@ -426,9 +459,101 @@ sinkhorn_columns(const __grid_constant__ TransportParams p, const __grid_constan
         if (j < q.m) own = gather(own, staged, costs, q.stride, rank, SIDE, count, pace.scale);
     }
     own = fold(own, rank, SIDE, SIDE);
-    if (rank > 0 || j >= q.m) return;
-    float* g = at(pages, p.potentials) + q.g + j;
-    *g = moved(*g, soft_of(own, pace.unit), pace);
+    if (rank == 0 && j < q.m) take_right(p, pages, q, pace, j, own);
+}
+
+// Sums of powers of TILE points of one side over a stretch of the other side, a block each. Their costs are computed from
+// the points, as often as they are needed.
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    const unsigned block = block_index();
+    if (block >= p.blocks) return;
+    // From shared memory the problem is read again for every tile: registers are scarce between them.
+    __shared__ TransportProblem q;
+    if (threadIdx.x == 0) q = table[problem_of(table, p.problems, block)];
+    __syncthreads();
+    const Progress now = progress_of(p, pages, q.number);
+    if (now.state != 0.0f) return;
+    const float scale = LOG2_E / now.eps;
+    const unsigned count = p.right ? q.m : q.n;
+    const unsigned others = p.right ? q.n : q.m;
+    const unsigned own_row = p.right ? q.y : q.x;
+    const unsigned other_row = p.right ? q.x : q.y;
+    const float* shifts = at(pages, p.shifts) + (p.right ? q.f : q.g);
+    const unsigned row = (block - q.block) / q.stretches * TILE;
+    const unsigned stretch = (block - q.block) % q.stretches;
+    const unsigned tiles = (others + TILE - 1) / TILE;
+    const unsigned length = (tiles + q.stretches - 1) / q.stretches * TILE;
+    const unsigned end = min(others, (stretch + 1) * length);
+    const unsigned tx = threadIdx.x % SIDE;
+    const unsigned ty = threadIdx.x / SIDE;
+
+    Powers own[OWN];
+#pragma unroll
+    for (unsigned r = 0; r < OWN; r++) own[r] = {NOTHING, 0.0f};
+    for (unsigned first = stretch * length; first < end; first += TILE) {
+        const float* points = at(pages, p.points);
+        float cost[OWN][OWN];
+        square_distances(cost, p, points + (own_row + row) * p.point_stride, count - row,
+                         points + (other_row + first) * p.point_stride, end - first);
+        float shift[OWN];
+#pragma unroll
+        for (unsigned c = 0; c < OWN; c++) {
+            const unsigned j = first + tx + c * SIDE;
+            shift[c] = j < end ? shifts[j] : NOTHING;
+        }
+#pragma unroll
+        for (unsigned r = 0; r < OWN; r++) {
+            const unsigned i = row + ty + r * SIDE;
+            float* x = cost[r];
+#pragma unroll
+            for (unsigned c = 0; c < OWN; c++) {
+                const unsigned j = first + tx + c * SIDE;
+                float value = p.point_scale * x[c];
+                if (p.labelled && i < count && j < end) {
+                    value += label_cost(p, pages, q.x + (p.right ? j : i), q.y + (p.right ? i : j));
+                }
+                x[c] = shift[c] - scale * value;
+            }
+            own[r] = add_four(own[r], x);
+        }
+    }
+
+    float* sums = at(pages, p.cost) + q.cost + 2 * stretch * count;
+#pragma unroll
+    for (unsigned r = 0; r < OWN; r++) {
+        const unsigned i = row + ty + r * SIDE;
+        const Powers all = fold(own[r], tx, SIDE, 1);
+        if (tx == 0 && i < count) {
+            sums[2 * i] = all.top;
+            sums[2 * i + 1] = all.sum;
+        }
+    }
+}
+
+// Merges the stretches of BLOCK points in order, and takes what comes of them.
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+sinkhorn_merge(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    const unsigned block = block_index();
+    if (block >= p.blocks) return;
+    const TransportProblem& q = table[problem_of(table, p.problems, block)];
+    const Progress now = progress_of(p, pages, q.number);
+    if (now.state != 0.0f) return;
+    const Pace pace = pace_of(now, p.annealed, q.symmetric != 0);
+    const unsigned count = p.right ? q.m : q.n;
+    const unsigned i = (block - q.block) * BLOCK + threadIdx.x;
+    if (i >= count) return;
+    const float* sums = at(pages, p.cost) + q.cost + 2 * i;
+    Powers all = {sums[0], sums[1]};
+    for (unsigned stretch = 1; stretch < q.stretches; stretch++) {
+        const float* next = sums + 2 * stretch * count;
+        all = join(all, {next[0], next[1]});
+    }
+    if (p.right) {
+        take_right(p, pages, q, pace, i, all);
+    } else {
+        take_left(p, pages, q, pace, i, all);
+    }
 }
 
 // Books an iteration, a block a problem: left potentials, error and status; then the right shifts for the next one.

@@ -16,7 +16,7 @@ struct TransportParams {
     annealed: u32,
     iterations: u32,
     begin: u32,
-    unused: u32,
+    right: u32,
     weights: Spot,
     schedule: Spot,
     potentials: Spot,
@@ -37,7 +37,7 @@ struct TransportProblem {
     symmetric: u32,
     number: u32,
     block: u32,
-    unused: u32,
+    stretches: u32,
 }
 
 // Records of a full table.
@@ -96,29 +96,11 @@ fn coordinate(points: Spot, i: u32, c: u32, count: u32, channels: u32) -> f32 {
     return 0.0;
 }
 
-// C[i, j] = point_scale |x_i - y_j|^2 + label_scale W[l(x_i), l(y_j)], a block a tile.
-@compute @workgroup_size(BLOCK)
-fn pair_cost(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let block = block_index(workgroup, grid);
-    if block >= p.blocks {
-        return;
-    }
-    let q = table[problem_of(block)];
-    let across = (q.stride + TILE - 1u) / TILE;
-    let row = (block - q.block) / across * TILE;
-    let column = (block - q.block) % across * TILE;
-    // The last tile of a row may hold nothing but padding.
-    let rows = q.n - row;
-    let columns = q.m - min(q.m, column);
-    let left = ahead(p.points, (q.x + row) * p.point_stride);
-    let right = ahead(p.points, (q.y + min(q.m, column)) * p.point_stride);
+// Squared distances of `rows` left and `columns` right points, TILE of each at most: [r][c] is that of points ty + r SIDE
+// and tx + c SIDE.
+fn square_distances(left: Spot, rows: u32, right: Spot, columns: u32, thread: u32) -> array<Quad, OWN> {
     let tx = thread % SIDE;
     let ty = thread / SIDE;
-
     // Coordinates are summed in steps: the rounding errors of a long sum grow with the number of steps only.
     var sum: array<Quad, OWN>;
     for (var channel = 0u; channel < p.channels; channel += STEP) {
@@ -145,7 +127,40 @@ fn pair_cost(
         }
         workgroupBarrier();
     }
+    return sum;
+}
 
+// What the labels of two points add to their cost.
+fn label_cost(left: u32, right: u32) -> f32 {
+    let from_label = u32(load1(ahead(p.labels, left)));
+    let to_label = u32(load1(ahead(p.labels, right)));
+    return p.label_scale * load1(ahead(p.distances, from_label * p.distance_stride + to_label));
+}
+
+// C[i, j] = point_scale |x_i - y_j|^2 + label_scale W[l(x_i), l(y_j)], a block a tile.
+@compute @workgroup_size(BLOCK)
+fn pair_cost(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
+        return;
+    }
+    let q = table[problem_of(block)];
+    let across = (q.stride + TILE - 1u) / TILE;
+    let row = (block - q.block) / across * TILE;
+    let column = (block - q.block) % across * TILE;
+    // The last tile of a row may hold nothing but padding.
+    let rows = q.n - row;
+    let columns = q.m - min(q.m, column);
+    let left = ahead(p.points, (q.x + row) * p.point_stride);
+    let right = ahead(p.points, (q.y + min(q.m, column)) * p.point_stride);
+    let tx = thread % SIDE;
+    let ty = thread / SIDE;
+
+    let sum = square_distances(left, rows, right, columns, thread);
     for (var r = 0u; r < OWN; r++) {
         let i = row + ty + r * SIDE;
         for (var c = 0u; c < OWN; c++) {
@@ -157,9 +172,7 @@ fn pair_cost(
             if j < q.m {
                 value = p.point_scale * sum[r][c];
                 if p.labelled != 0u {
-                    let from_label = u32(load1(ahead(p.labels, q.x + i)));
-                    let to_label = u32(load1(ahead(p.labels, q.y + j)));
-                    value += p.label_scale * load1(ahead(p.distances, from_label * p.distance_stride + to_label));
+                    value += label_cost(q.x + i, q.y + j);
                 }
             }
             store1(ahead(p.cost, q.cost + i * q.stride + j), value);
@@ -298,6 +311,18 @@ fn join(a: Powers, b: Powers) -> Powers {
     return Powers(top, a.sum * exp2(a.top - top) + b.sum * exp2(b.top - top));
 }
 
+fn add_four(before: Powers, x: Quad) -> Powers {
+    var own = before;
+    let top = max(max(x.x, x.y), max(x.z, x.w));
+    if top > own.top {
+        own.sum *= exp2(own.top - top);
+        own.top = top;
+    }
+    let power = exp2(x - quad(own.top));
+    own.sum += (power.x + power.y) + (power.z + power.w);
+    return own;
+}
+
 var<workgroup> shifts: array<f32, CHUNK>;
 
 // Adds the powers of shift - scale cost over the staged points first, first + step, ... of `count`; their costs lie
@@ -312,13 +337,7 @@ fn gather(before: Powers, costs: Spot, pitch: u32, first: u32, step: u32, count:
                 x[k] = shifts[i] - scale * load1(ahead(costs, i * pitch));
             }
         }
-        let top = max(max(x.x, x.y), max(x.z, x.w));
-        if top > own.top {
-            own.sum *= exp2(own.top - top);
-            own.top = top;
-        }
-        let power = exp2(x - quad(own.top));
-        own.sum += (power.x + power.y) + (power.z + power.w);
+        own = add_four(own, x);
     }
     return own;
 }
@@ -457,6 +476,24 @@ fn stage_shifts(from_spot: Spot, count: u32, t: u32) {
     workgroupBarrier();
 }
 
+// The soft c-transform of left point i, and its shift for the columns.
+fn take_left(q: TransportProblem, pace: Pace, i: u32, all: Powers) {
+    let soft = soft_of(all, pace.unit);
+    store1(ahead(p.soft, q.f + i), soft);
+    if q.symmetric != 0u {
+        return;
+    }
+    let f = load1(ahead(p.potentials, q.f + i));
+    let log_a = log2(load1(ahead(p.weights, q.f + i)));
+    store1(ahead(p.shifts, q.f + i), select(moved(f, soft, pace), f, p.annealed != 0u) * pace.scale + log_a);
+}
+
+// The new potential of right point j.
+fn take_right(q: TransportProblem, pace: Pace, j: u32, all: Powers) {
+    let g = ahead(p.potentials, q.g + j);
+    store1(g, moved(load1(g), soft_of(all, pace.unit), pace));
+}
+
 // Soft c-transforms of SIDE left points, and their shifts for the columns.
 @compute @workgroup_size(BLOCK)
 fn sinkhorn_rows(
@@ -486,15 +523,8 @@ fn sinkhorn_rows(
         }
     }
     own = fold(own, lane, SIDE, 1u, thread);
-    if lane > 0u || i >= q.n {
-        return;
-    }
-    let soft = soft_of(own, pace.unit);
-    store1(ahead(p.soft, q.f + i), soft);
-    if q.symmetric == 0u {
-        let f = load1(ahead(p.potentials, q.f + i));
-        let log_a = log2(load1(ahead(p.weights, q.f + i)));
-        store1(ahead(p.shifts, q.f + i), select(moved(f, soft, pace), f, p.annealed != 0u) * pace.scale + log_a);
+    if lane == 0u && i < q.n {
+        take_left(q, pace, i, own);
     }
 }
 
@@ -527,11 +557,119 @@ fn sinkhorn_columns(
         }
     }
     own = fold(own, rank, SIDE, SIDE, thread);
-    if rank > 0u || j >= q.m {
+    if rank == 0u && j < q.m {
+        take_right(q, pace, j, own);
+    }
+}
+
+// Sums of powers of TILE points of one side over a stretch of the other side, a block each. Their costs are computed from
+// the points, as often as they are needed.
+@compute @workgroup_size(BLOCK)
+fn sinkhorn_points(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
         return;
     }
-    let g = ahead(p.potentials, q.g + j);
-    store1(g, moved(load1(g), soft_of(own, pace.unit), pace));
+    let q = table[problem_of(block)];
+    let now = progress_of(q.number, thread);
+    if now.state != 0.0 {
+        return;
+    }
+    let scale = LOG2_E / now.eps;
+    let right = p.right != 0u;
+    let count = select(q.n, q.m, right);
+    let others = select(q.m, q.n, right);
+    let own_row = select(q.x, q.y, right);
+    let other_row = select(q.y, q.x, right);
+    let shift_spot = ahead(p.shifts, select(q.g, q.f, right));
+    let row = (block - q.block) / q.stretches * TILE;
+    let stretch = (block - q.block) % q.stretches;
+    let tiles = (others + TILE - 1u) / TILE;
+    let length = (tiles + q.stretches - 1u) / q.stretches * TILE;
+    let end = min(others, (stretch + 1u) * length);
+    let tx = thread % SIDE;
+    let ty = thread / SIDE;
+
+    var own: array<Powers, OWN>;
+    for (var r = 0u; r < OWN; r++) {
+        own[r] = Powers(NOTHING, 0.0);
+    }
+    for (var first = stretch * length; first < end; first += TILE) {
+        let from_spot = ahead(p.points, (own_row + row) * p.point_stride);
+        let to_spot = ahead(p.points, (other_row + first) * p.point_stride);
+        let squares = square_distances(from_spot, count - row, to_spot, end - first, thread);
+        var shift = quad(NOTHING);
+        for (var c = 0u; c < OWN; c++) {
+            let j = first + tx + c * SIDE;
+            if j < end {
+                shift[c] = load1(ahead(shift_spot, j));
+            }
+        }
+        for (var r = 0u; r < OWN; r++) {
+            let i = row + ty + r * SIDE;
+            var cost = p.point_scale * squares[r];
+            if p.labelled != 0u && i < count {
+                for (var c = 0u; c < OWN; c++) {
+                    let j = first + tx + c * SIDE;
+                    if j < end {
+                        cost[c] += label_cost(q.x + select(i, j, right), q.y + select(j, i, right));
+                    }
+                }
+            }
+            let x = shift - scale * cost;
+            own[r] = add_four(own[r], x);
+        }
+    }
+
+    let sums = ahead(p.cost, q.cost + 2u * stretch * count);
+    for (var r = 0u; r < OWN; r++) {
+        let i = row + ty + r * SIDE;
+        let all = fold(own[r], tx, SIDE, 1u, thread);
+        if tx == 0u && i < count {
+            store1(ahead(sums, 2u * i), all.top);
+            store1(ahead(sums, 2u * i + 1u), all.sum);
+        }
+    }
+}
+
+// Merges the stretches of BLOCK points in order, and takes what comes of them.
+@compute @workgroup_size(BLOCK)
+fn sinkhorn_merge(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
+        return;
+    }
+    let q = table[problem_of(block)];
+    let now = progress_of(q.number, thread);
+    if now.state != 0.0 {
+        return;
+    }
+    let pace = pace_of(now, q.symmetric != 0u);
+    let right = p.right != 0u;
+    let count = select(q.n, q.m, right);
+    let i = (block - q.block) * BLOCK + thread;
+    if i >= count {
+        return;
+    }
+    let sums = ahead(p.cost, q.cost + 2u * i);
+    var all = Powers(load1(sums), load1(ahead(sums, 1u)));
+    for (var stretch = 1u; stretch < q.stretches; stretch++) {
+        let next = ahead(sums, 2u * stretch * count);
+        all = join(all, Powers(load1(next), load1(ahead(next, 1u))));
+    }
+    if right {
+        take_right(q, pace, i, all);
+    } else {
+        take_left(q, pace, i, all);
+    }
 }
 
 // Books an iteration, a block a problem: left potentials, error and status; then the right shifts for the next one.

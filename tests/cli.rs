@@ -265,6 +265,8 @@ fn points_of_a_dataset_are_computed_once() {
         assert_eq!((&report["cached"], &report["profile"]), (&cached.into(), &"paper".into()));
         assert_eq!(report["files"].as_array().unwrap().len(), 2);
     }
+    let solved = json(&["ot", text(&points), text(&points)]);
+    assert_eq!((&solved["points"], &solved["costs"]), (&serde_json::json!([50, 50]), &"stored".into()));
     assert_eq!(std::fs::metadata(points).unwrap().len(), 128 + 50 * 16 * 4);
     let fails = |arguments: &[&str], parts: &[&str]| {
         let (status, errors, _) = embed(arguments);

@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 use supernet::Error;
 use supernet::embedding::Profile;
+use supernet::ops::transport::Table;
 use supernet::transport::{
-    Cloud, Costs, Domain, Epsilon, Gaussian, Inner, Options, OtddOptions, Points, Problem, Sample, Schedule, Solution,
-    Values, bures, distances, divergences, rank, solve,
+    Cloud, Costs, Domain, Epsilon, Gaussian, Held, Inner, Labels, Memory, Options, OtddOptions, Points, Problem,
+    Sample, Schedule, Solution, Values, bures, distances, divergences, rank, solve,
 };
 
 static FIXTURE: LazyLock<Value> =
@@ -123,7 +124,7 @@ fn domains_agree_and_a_batch_is_the_same_as_one_by_one() {
     let pairs: Vec<(usize, usize)> = (0..6).flat_map(|a| (a..6).map(move |b| (a, b))).collect();
     let all = solve_clouds(5, &sets, &pairs, Epsilon::Mean(0.05), &tight()).unwrap();
     // Pieces of a few problems each, on two threads.
-    let cut = Options { budget: 5000, threads: 2, ..tight() };
+    let cut = Options { budget: 30_000, threads: 2, ..tight() };
     assert_eq!(solve_clouds(5, &sets, &pairs, Epsilon::Mean(0.05), &cut).unwrap(), all);
     for (i, &pair) in pairs.iter().enumerate() {
         let own = solve_clouds(5, &sets, &[pair], Epsilon::Mean(0.05), &tight()).unwrap();
@@ -134,6 +135,92 @@ fn domains_agree_and_a_batch_is_the_same_as_one_by_one() {
     for (log, kernel) in log.iter().zip(&all) {
         assert!((log.cost - kernel.cost).abs() <= 2e-5 * kernel.cost + 1e-9, "{log:?} {kernel:?}");
     }
+}
+
+fn close(a: &Solution, b: &Solution, part: f64) -> bool {
+    let pairs = [(a.cost, b.cost), (a.lower, b.lower), (a.upper, b.upper), (a.dual, b.dual), (a.mass, b.mass)];
+    pairs.iter().all(|(x, y)| (x - y).abs() <= part * a.upper.max(a.cost))
+}
+
+#[test]
+fn costs_that_are_recomputed_give_what_stored_ones_give() {
+    for (i, p) in FIXTURE["problems"].as_array().unwrap().iter().enumerate().step_by(3) {
+        let (n, m, d, kind) = (count(p, "n"), count(p, "m"), count(p, "d"), count(p, "kind") as u64);
+        let (x, y) = (cloud(2 * i as u64 + 1, n, d, kind, 0.0), cloud(2 * i as u64 + 2, m, d, kind, 0.25));
+        let epsilon = Epsilon::Mean(number(p, "share"));
+        let [stored, free] = [Memory::Stored, Memory::Recomputed]
+            .map(|memory| solve_one(d, &x, &y, epsilon, &Options { memory, domain: Domain::Log, ..tight() }));
+        let (cost, exact) = (number(p, "cost"), number(p, "exact"));
+        assert_eq!((stored.costs, free.costs), (Held::Stored, Held::Recomputed));
+        assert_eq!(stored.epsilon, free.epsilon, "problem {i}");
+        assert!(close(&stored, &free, 1e-5), "problem {i} ({n} x {m} x {d}): {stored:?}, {free:?}");
+        assert!((free.cost - cost).abs() <= 1e-4 * cost, "problem {i} ({n} x {m} x {d}): {cost}, found {free:?}");
+        assert!(
+            free.lower <= exact && exact <= free.upper,
+            "problem {i} ({n} x {m} x {d}): {exact} not within {free:?}"
+        );
+    }
+}
+
+#[test]
+fn all_ways_of_solving_work_without_a_matrix() {
+    let (x, y) = (cloud(21, 150, 70, 1, 0.0), cloud(22, 90, 70, 2, 0.3));
+    let clouds = [&x, &y].map(|v| Cloud { name: "a cloud", values: Values::Double(v), dim: 70 });
+    let points = Points::new(&clouds).unwrap();
+    let of_rows = (0..240).map(|i| i * i % 3).collect();
+    let labels = Labels { of_rows, distances: (0..9).map(f64::from).collect(), count: 3, scale: 0.5 };
+    let weights = |n: usize| {
+        let all: Vec<f64> = (0..n).map(|i| (i % 5) as f64).collect();
+        let sum: f64 = all.iter().sum();
+        all.into_iter().map(|w| w / sum).collect::<Vec<f64>>()
+    };
+    let across = Problem::uniform(points.cloud(0), points.cloud(1), Epsilon::Median(0.05));
+    let problems = [
+        across.clone(),
+        Problem { weights: Some((weights(150), weights(90))), diameter: 20.0, ..across.clone() },
+        Problem::uniform(points.cloud(0), points.cloud(0), Epsilon::Absolute(0.5)),
+        Problem { diameter: 20.0, ..across },
+    ];
+    let geom = Schedule::GeomLoss { factor: 0.25 };
+    let settings = [
+        tight(),
+        Options { rho: 2.0, ..tight() },
+        Options { schedule: geom, ..tight() },
+        Options { schedule: Schedule::Converge { factor: 1.0 }, iterations: 7, ..tight() },
+    ];
+    for options in settings {
+        for labels in [None, Some(&labels)] {
+            let costs = Costs::Points { points: &points, point_scale: 0.5, labels };
+            let all = |memory, threads| {
+                let options = Options { memory, threads, domain: Domain::Log, potentials: true, ..options };
+                solve(costs, &problems, &options, &AtomicBool::new(false), &mut |_| ()).unwrap()
+            };
+            let free = all(Memory::Recomputed, 1);
+            assert_eq!(free, all(Memory::Recomputed, 2), "bits depend on the threads");
+            for (a, b) in all(Memory::Stored, 2).iter().zip(&free) {
+                assert!(a.epsilon == b.epsilon && a.converged == b.converged && close(a, b, 1e-5), "{a:?} {b:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_may_mix_costs_that_are_stored_and_recomputed() {
+    let sets: Vec<Vec<f64>> = (0..6).map(|i| cloud(70 + i, 3 + 29 * i as usize, 5, i % 3, 0.1 * i as f64)).collect();
+    let pairs: Vec<(usize, usize)> = (0..6).flat_map(|a| (a..6).map(move |b| (a, b))).collect();
+    let options = Options { budget: 5000, ..tight() };
+    let all = solve_clouds(5, &sets, &pairs, Epsilon::Mean(0.05), &options).unwrap();
+    for (i, (a, b)) in pairs.iter().enumerate() {
+        let [n, m] = [a, b].map(|&set| sets[set].len() / 5);
+        let large = n * m.next_multiple_of(16) > 5000;
+        assert_eq!(all[i].costs == Held::Recomputed, large, "{n} x {m}");
+        let own = solve_clouds(5, &sets, &[pairs[i]], Epsilon::Mean(0.05), &options).unwrap();
+        assert_eq!(own[0], all[i], "{n} x {m}");
+    }
+    assert!(all.iter().any(|s| s.costs == Held::Stored) && all.iter().any(|s| s.costs == Held::Recomputed));
+    // What does not fit into 32 bits needs no matrix.
+    assert!(Table::default().push((70_000, 0), (70_000, 70_000), false).is_err());
+    Table::matrix_free().push((70_000, 0), (70_000, 70_000), false).unwrap();
 }
 
 #[test]
@@ -215,6 +302,11 @@ fn senseless_problems_are_refused() {
     refuse(&[x.clone(), x.clone()], e, &Options { rho: -1.0, ..o }, "rho -1");
     refuse(&[x.clone(), x.clone()], e, &Options { iterations: 0, ..o }, "iterations 0");
     refuse(&[x.clone(), x], e, &Options { schedule: Schedule::Converge { factor: 1.5 }, ..o }, "factor");
+    let problem = Problem::uniform(0..2, 0..2, e);
+    let free = Options { memory: Memory::Recomputed, ..o };
+    let matrix = [vec![0.0, 1.0, 2.0, 3.0]];
+    let refused = solve(Costs::Matrices(&matrix), &[problem], &free, &AtomicBool::new(false), &mut |_| ());
+    assert!(refused.unwrap_err().to_string().contains("cannot be recomputed"));
     let clouds = [("one", 2), ("other", 1)].map(|(name, dim)| Cloud { name, values: Values::Double(&[0.0; 4]), dim });
     assert_eq!(
         Points::new(&clouds).unwrap_err().to_string(),

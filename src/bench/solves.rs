@@ -1,5 +1,6 @@
 //! Times whole solves of transport problems, from points to certified costs: the batch of all class pairs of a pair of
-//! datasets, and one large problem, in both domains; and how the time grows with points, dimensions and problems.
+//! datasets, and large problems, in both domains, one problem alone also with costs that are recomputed; and how the time
+//! grows with points, dimensions and problems.
 //!
 //! The iterations are counted, not waited for, so that a time tells the speed of the solver and not the luck of the data.
 
@@ -15,7 +16,9 @@ use crate::error::{Error, Result};
 use crate::graph::StoreLayout;
 use crate::machine::Machine;
 use crate::random::{Stream, normal};
-use crate::transport::{Cloud, Costs, Domain, Epsilon, Options, Points, Problem, Schedule, Solution, Values, solve};
+use crate::transport::{
+    Cloud, Costs, Domain, Epsilon, Memory, Options, Points, Problem, Schedule, Solution, Values, solve,
+};
 
 /// Iterations of a solve.
 pub const ITERATIONS: usize = 100;
@@ -40,8 +43,10 @@ impl Shape {
     pub const BATCH: Self = Self { problems: 190, points: 256, dimensions: 64 };
     /// One large problem.
     pub const SINGLE: Self = Self { problems: 1, points: 2000, dimensions: 64 };
+    /// One problem that does not fit into caches.
+    pub const LARGE: Self = Self { problems: 1, points: 4000, dimensions: 64 };
     /// What is timed where nothing else is asked for.
-    pub const USUAL: [Self; 2] = [Self::BATCH, Self::SINGLE];
+    pub const USUAL: [Self; 3] = [Self::BATCH, Self::SINGLE, Self::LARGE];
 
     /// Reads `PROBLEMSxPOINTSxDIMENSIONS`.
     ///
@@ -57,18 +62,34 @@ impl Shape {
         }
     }
 
-    fn name(self, domain: Domain) -> String {
+    fn name(self, way: Way) -> String {
         let Self { problems, points, dimensions } = self;
-        format!("{problems}x{points}x{points}/d{dimensions}/{}", domain_name(domain))
+        format!("{problems}x{points}x{points}/d{dimensions}/{}", way.name())
     }
 }
 
-/// A domain as it is called.
-fn domain_name(domain: Domain) -> &'static str {
-    match domain {
-        Domain::Auto => "auto",
-        Domain::Log => "log",
-        Domain::Kernel => "kernel",
+/// How problems are solved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// In the log domain.
+    Log,
+    /// With a stored kernel.
+    Kernel,
+    /// In the log domain, with costs that are not stored.
+    Recomputed,
+}
+
+impl Way {
+    /// All ways.
+    pub const ALL: [Self; 3] = [Self::Log, Self::Kernel, Self::Recomputed];
+
+    /// As it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Kernel => "kernel",
+            Self::Recomputed => "recomputed",
+        }
     }
 }
 
@@ -84,7 +105,7 @@ impl Subject {
     ///
     /// # Errors
     /// Those of [`Points::new`].
-    pub fn new(shape: Shape, domain: Domain, (device, threads): (DeviceSpec, usize)) -> Result<Self> {
+    pub fn new(shape: Shape, way: Way, (device, threads): (DeviceSpec, usize)) -> Result<Self> {
         let Shape { problems, points, dimensions } = shape;
         let clouds = (2..).find(|n| n * (n - 1) / 2 >= problems).unwrap_or(2);
         let stream = Stream::new(0, PURPOSE_POINTS);
@@ -108,7 +129,8 @@ impl Subject {
             schedule,
             iterations: ITERATIONS,
             tolerance: -1.0,
-            domain,
+            domain: if way == Way::Kernel { Domain::Kernel } else { Domain::Log },
+            memory: if way == Way::Recomputed { Memory::Recomputed } else { Memory::Stored },
             device,
             threads,
             ..Options::default()
@@ -204,7 +226,7 @@ pub struct Solved {
 pub struct Growth {
     /// The quantity.
     pub axis: Axis,
-    /// Law of the median time in each domain.
+    /// Law of the median time in each way.
     pub laws: Vec<(&'static str, Option<PowerLaw>)>,
 }
 
@@ -219,8 +241,8 @@ pub struct SolveDetails {
 /// Result of the solves.
 pub type SolveReport = Report<Solved, SolveDetails>;
 
-fn time(shape: Shape, domain: Domain, on: (DeviceSpec, usize), quick: bool) -> Result<Solved> {
-    let subject = Subject::new(shape, domain, on)?;
+fn time(shape: Shape, way: Way, on: (DeviceSpec, usize), quick: bool) -> Result<Solved> {
+    let subject = Subject::new(shape, way, on)?;
     let mut failed = None;
     let times = measure::sample(Effort::new(quick), |repeats| {
         (0..repeats).for_each(|_| failed = failed.take().or(subject.solve().err()));
@@ -230,14 +252,14 @@ fn time(shape: Shape, domain: Domain, on: (DeviceSpec, usize), quick: bool) -> R
     }
     let passed = (shape.problems * shape.points * shape.points * ITERATIONS) as f64;
     Ok(Solved {
-        measured: Measured { name: shape.name(domain), times },
+        measured: Measured { name: shape.name(way), times },
         shape,
         iterations: ITERATIONS,
         elements_per_nanosecond: passed / (times.milliseconds * 1e6),
     })
 }
 
-/// Times shapes, or a series, in both domains; `look` is told each case before it starts.
+/// Times shapes, or a series, in all ways that suit them; `look` is told each case before it starts.
 ///
 /// # Errors
 /// [`Error::Usage`] for fewer than two different values, and those of the solver.
@@ -260,15 +282,19 @@ pub fn run(what: What<'_>, on: (DeviceSpec, usize), quick: bool, mut look: impl 
     // Held throughout: a solve opens its device, which is cheap while one is open.
     let held = Device::open(&on.0, &StoreLayout::new(), on.1, Precision::F32)?;
     let (mut cases, mut laws) = (Vec::new(), Vec::new());
-    for domain in [Domain::Log, Domain::Kernel] {
+    for way in Way::ALL {
         let mut points = Vec::new();
-        for &(value, shape) in &shapes {
-            look(&shape.name(domain));
-            let solved = time(shape, domain, on, quick)?;
+        // It is for large problems that costs are recomputed.
+        let suits = |shape: &Shape| way != Way::Recomputed || (what.axis().is_none() && shape.problems == 1);
+        for &(value, shape) in shapes.iter().filter(|(_, shape)| suits(shape)) {
+            look(&shape.name(way));
+            let solved = time(shape, way, on, quick)?;
             points.push((value as f64, solved.measured.times.milliseconds));
             cases.push(solved);
         }
-        laws.push((domain_name(domain), PowerLaw::fit(&points)));
+        if !points.is_empty() {
+            laws.push((way.name(), PowerLaw::fit(&points)));
+        }
     }
     let details = SolveDetails { grow: what.axis().map(|axis| Growth { axis, laws }) };
     Ok(Report { bench: "transport", machine: Machine::with(&held, on.1), quick, cases, changes: None, details })
@@ -276,7 +302,7 @@ pub fn run(what: What<'_>, on: (DeviceSpec, usize), quick: bool, mut look: impl 
 
 /// The result as text.
 pub fn text(report: &SolveReport) -> String {
-    let mut table = Table::new(&["problems x points x points / dimensions / domain", "median", "+-", "elements/ns"]);
+    let mut table = Table::new(&["problems x points x points / dimensions / way", "median", "+-", "elements/ns"]);
     for case in &report.cases {
         let times = case.measured.times;
         table.row(vec![
@@ -327,8 +353,8 @@ mod tests {
     #[test]
     fn a_subject_has_its_shape_and_its_iterations() {
         let shape = Shape { problems: 4, points: 5, dimensions: 3 };
-        for domain in [Domain::Log, Domain::Kernel] {
-            let solutions = Subject::new(shape, domain, (DeviceSpec::Cpu, 1)).unwrap().solve().unwrap();
+        for way in Way::ALL {
+            let solutions = Subject::new(shape, way, (DeviceSpec::Cpu, 1)).unwrap().solve().unwrap();
             assert_eq!(solutions.len(), 4);
             assert!(solutions.iter().all(|s| s.iterations == ITERATIONS && s.lower <= s.upper), "{solutions:?}");
         }
@@ -343,6 +369,10 @@ mod tests {
         let shape = Shape { problems: 3, points: 6, dimensions: 2 };
         let report = run(What::Shapes(&[shape]), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
         assert!(report.cases.len() == 2 && report.cases.iter().all(|c| c.shape == shape));
+        let shape = Shape { problems: 1, ..shape };
+        let report = run(What::Shapes(&[shape]), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
+        let names: Vec<_> = report.cases.iter().map(|c| &c.measured.name[..]).collect();
+        assert_eq!(names, ["1x6x6/d2/log", "1x6x6/d2/kernel", "1x6x6/d2/recomputed"]);
     }
 
     #[test]

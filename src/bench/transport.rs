@@ -6,7 +6,7 @@ use super::cases::{Case, Timed};
 use super::recorder::{Draw, Recorder};
 use crate::error::Result;
 use crate::graph::Shape;
-use crate::ops::transport::{Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Table};
+use crate::ops::transport::{Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Source, Table};
 
 /// Classes, of which every pair is a problem.
 const CLASSES: usize = 20;
@@ -33,17 +33,24 @@ fn record(r: &mut Recorder, problems: usize, what: Option<bool>, certificate: bo
     PairCost::record(&mut r.graph, op, points, None, cost)?;
     let tensors = SinkhornTensors {
         cost,
+        labels: None,
         weights: r.constant(Shape::vector(table.potentials), Draw::Constant(1.0 / POINTS as f32)),
         schedule: r.constant(Shape::matrix(problems, SCHEDULE), Draw::Rows(&PLAN)),
         potentials: r.constant(Shape::vector(table.potentials), Draw::Constant(0.0)),
         status: r.constant(Shape::matrix(problems, STATUS), Draw::Constant(0.0)),
     };
     if let Some(kernel) = what {
-        let op = Sinkhorn { table: table.clone(), iterations: ITERATIONS, rule: Rule::Alternating, kernel };
+        let op = Sinkhorn {
+            table: table.clone(),
+            iterations: ITERATIONS,
+            rule: Rule::Alternating,
+            kernel,
+            source: Source::Stored,
+        };
         Sinkhorn::record(&mut r.graph, op, tensors)?;
     }
     if certificate {
-        let rows = Certificate::record(&mut r.graph, Certificate { table }, tensors)?;
+        let rows = Certificate::record(&mut r.graph, Certificate { table, source: Source::Stored }, tensors)?;
         r.output(rows);
     }
     Ok(())

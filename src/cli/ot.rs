@@ -10,7 +10,8 @@ use supernet::data::{Matrix, read_matrix};
 use supernet::device::DeviceSpec;
 use supernet::run::threads;
 use supernet::transport::{
-    Cloud, Costs, Domain, Epsilon, Metric, Options, Points, Problem, Schedule, Solution, Values, divergences, solve,
+    Cloud, Costs, Domain, Epsilon, Held, Metric, Options, Points, Problem, Schedule, Solution, Values, divergences,
+    solve,
 };
 use supernet::{Error, Result};
 
@@ -218,7 +219,8 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
         (None, None) => return Err(Error::usage("two files of points or --cost are needed")),
     };
     output::print(json, &report, |report| {
-        let Solution { cost, lower, upper, marginal_error, iterations, converged, epsilon, .. } = &report.solution;
+        let Solution { cost, lower, upper, marginal_error, iterations, converged, epsilon, costs, .. } =
+            &report.solution;
         let [n, m] = report.points;
         Lines::default()
             .add("points", format!("{n} to {m}"))
@@ -228,6 +230,7 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
             .add("epsilon", format!("{epsilon:.3e}"))
             .add("marginal error", format!("{marginal_error:.1e}"))
             .add("iterations", iterations)
+            .add("costs", if *costs == Held::Stored { "stored" } else { "recomputed: the matrix would be too large" })
             .add("converged", if *converged { "yes" } else { "no: the bounds hold, the plan misses its marginals" })
     })
 }

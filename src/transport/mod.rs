@@ -17,4 +17,4 @@ pub use bures::{Gaussian, bures};
 pub use divergence::{Divergence, divergences};
 pub use otdd::{Distances, Inner, OtddOptions, Ranked, Sample, distances, rank};
 pub use points::{Cloud, Metric, Points, Values};
-pub use solver::{Costs, Domain, Epsilon, Labels, Options, Problem, Schedule, Solution, solve};
+pub use solver::{Costs, Domain, Epsilon, Held, Labels, Memory, Options, Problem, Schedule, Solution, solve};

@@ -3,31 +3,25 @@
 //! The problems of a batch run side by side; each stops by itself. Large batches are cut into pieces that fit into a
 //! memory budget, which changes no result: a problem gives the same bits alone and in any batch.
 
-use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod piece;
 
-use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
 use serde::Serialize;
 
+use self::piece::Piece;
 use super::points::Points;
 use super::weights::Weighty;
 use crate::device::{Device, DeviceSpec, Precision};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Program, Shape, State, StoreLayout};
-use crate::ops::transport::{
-    CERTIFICATE, Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Table,
-};
+use crate::graph::StoreLayout;
+use crate::ops::transport::LANES;
 
-/// Unit roundoff of f32.
-const ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
-/// Iterations between two looks at the status. A kernel that was stored lives as long; the same for all problems, so that
-/// a problem gives the same bits in any batch.
-const REPLAY: usize = 100;
-/// A problem of more elements keeps no kernel matrix unless asked to.
-const KERNEL_ELEMENTS: usize = 1 << 27;
 /// Costs that a GPU gets at a time, where a problem is no larger: half of what WebGPU lets every device bind.
 const GPU_BUDGET: usize = 1 << 24;
+/// What a problem needs for each point where its costs are not stored: most of it are partial sums.
+const POINT_ELEMENTS: usize = 64;
 
 /// The regularisation of a problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,8 +49,29 @@ pub enum Domain {
     Auto,
     /// One exponential an element and iteration.
     Log,
-    /// With a stored kernel at the last eps; potentials absorb what leaves its range.
+    /// With a stored kernel at the last eps; potentials absorb what leaves its range. As `Log` where costs are recomputed.
     Kernel,
+}
+
+/// Where the costs of points are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Stored where they fit into the budget, else recomputed.
+    Auto,
+    /// In a matrix.
+    Stored,
+    /// Nowhere: computed while they are used, every time.
+    Recomputed,
+}
+
+/// Where the costs of a problem were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Held {
+    /// In a matrix.
+    Stored,
+    /// Nowhere: they were computed while they were used.
+    Recomputed,
 }
 
 /// How potentials follow one another.
@@ -91,8 +106,11 @@ pub struct Options {
     pub device: DeviceSpec,
     /// Threads.
     pub threads: usize,
-    /// Elements of costs that are in memory at a time; a larger problem comes alone.
+    /// Elements of costs that are in memory at a time; those of a larger problem are computed from its points while they
+    /// are used, and a larger matrix that was given comes alone.
     pub budget: usize,
+    /// Whether costs are stored.
+    pub memory: Memory,
     /// Whether potentials are wanted.
     pub potentials: bool,
 }
@@ -108,6 +126,7 @@ impl Default for Options {
             device: DeviceSpec::Cpu,
             threads: 1,
             budget: 1 << 26,
+            memory: Memory::Auto,
             potentials: false,
         }
     }
@@ -186,6 +205,8 @@ pub struct Solution {
     pub converged: bool,
     /// The final eps.
     pub epsilon: f64,
+    /// Where its costs were.
+    pub costs: Held,
     /// Left and right potentials, if they were asked for: of the points that have a weight.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub potentials: Option<(Vec<f64>, Vec<f64>)>,
@@ -207,21 +228,54 @@ pub fn solve(
     if let Some(weighty) = Weighty::of(costs, problems) {
         return solve(weighty.costs(), &weighty.problems, options, stop, look);
     }
-    let elements = |p: &Problem| p.left.len() * p.right.len().next_multiple_of(crate::ops::transport::LANES);
+    if options.memory == Memory::Recomputed && matches!(costs, Costs::Matrices(_)) {
+        return Err(Error::usage("costs that are given as a matrix cannot be recomputed: give points, or store them"));
+    }
+    // Pieces open the device one after the other, which is cheap while it is open.
+    let _open = match options.device.is_cpu() {
+        true => None,
+        false => Some(Device::open(&options.device, &StoreLayout::new(), options.threads, Precision::F32)?),
+    };
     let budget = if options.device.is_cpu() { options.budget } else { options.budget.min(GPU_BUDGET) };
+    let held = |p: &Problem| held(costs, p, options);
+    let elements = |p: &Problem| match held(p) {
+        Held::Stored => elements(p),
+        Held::Recomputed => POINT_ELEMENTS * (p.left.len() + p.right.len()),
+    };
     let (mut solutions, mut first) = (Vec::with_capacity(problems.len()), 0);
     while first < problems.len() {
+        let way = held(&problems[first]);
         let (mut end, mut sum) = (first + 1, elements(&problems[first]));
-        while end < problems.len() && sum + elements(&problems[end]) <= budget {
+        while end < problems.len() && held(&problems[end]) == way && sum + elements(&problems[end]) <= budget {
             sum += elements(&problems[end]);
             end += 1;
         }
-        let piece = Piece::new(costs, &problems[first..end], first, options)?;
+        let piece = Piece::new((costs, way), &problems[first..end], first, options)?;
         solutions.extend(piece.solve(stop)?);
         look(solutions.len());
         first = end;
     }
     Ok(solutions)
+}
+
+/// Costs of a problem with the padding of rows.
+fn elements(p: &Problem) -> usize {
+    p.left.len().saturating_mul(p.right.len().next_multiple_of(LANES))
+}
+
+/// Where the costs of a problem are to be. A problem alone may have more of a GPU than many together: as much as every
+/// device binds, and on CUDA as much as anywhere.
+fn held(costs: Costs<'_>, p: &Problem, options: &Options) -> Held {
+    let alone = match options.device {
+        DeviceSpec::Wgpu(_) => options.budget.min(2 * GPU_BUDGET),
+        _ => options.budget,
+    };
+    match (costs, options.memory) {
+        (Costs::Matrices(_), _) | (_, Memory::Stored) => Held::Stored,
+        (_, Memory::Recomputed) => Held::Recomputed,
+        (_, Memory::Auto) if elements(p) > alone.min(u32::MAX as usize) => Held::Recomputed,
+        (_, Memory::Auto) => Held::Stored,
+    }
 }
 
 fn check(options: &Options) -> Result<()> {
@@ -236,380 +290,4 @@ fn check(options: &Options) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Problems that are solved side by side.
-struct Piece<'a> {
-    costs: Costs<'a>,
-    problems: &'a [Problem],
-    /// Number of the first in the whole batch.
-    first: usize,
-    options: &'a Options,
-    table: Arc<Table>,
-    layout: StoreLayout,
-    device: Device,
-    cost: State,
-    weights: State,
-    schedule: State,
-    potentials: State,
-    status: State,
-    /// What the costs of each problem are multiplied by on the device, and what is taken off before.
-    units: Vec<(f64, f64)>,
-    /// Largest of the costs of each given matrix as they are on the device, whatever their sign.
-    largest: Vec<f32>,
-}
-
-/// Largest of some costs (at least 0) and their sum, in lanes that a vector unit can take side by side.
-fn largest_and_sum(row: &[f32]) -> (f32, f64) {
-    const LANES: usize = 16;
-    let (mut top, mut sum) = ([0.0f32; LANES], [0.0f64; LANES]);
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for ((top, sum), &c) in top.iter_mut().zip(&mut sum).zip(chunk) {
-            *top = if c > *top { c } else { *top };
-            *sum += f64::from(c);
-        }
-    }
-    let largest = top.iter().chain(rest).copied().fold(0.0f32, f32::max);
-    (largest, sum.iter().sum::<f64>() + rest.iter().map(|&c| f64::from(c)).sum::<f64>())
-}
-
-/// Extent of the costs of one problem, in the units of the device.
-#[derive(Clone, Copy, Debug)]
-struct Extent {
-    largest: f64,
-    epsilon: f64,
-}
-
-impl<'a> Piece<'a> {
-    fn new(costs: Costs<'a>, problems: &'a [Problem], first: usize, options: &'a Options) -> Result<Self> {
-        let mut table = Table::default();
-        for p in problems {
-            let balanced = p.weights.as_ref().is_none_or(|(a, b)| a == b);
-            let same = p.left == p.right && balanced && matches!(costs, Costs::Points { .. });
-            table.push((p.left.len(), p.left.start), (p.right.len(), p.right.start), same)?;
-        }
-        let table = Arc::new(table);
-        let mut layout = StoreLayout::new();
-        let count = problems.len();
-        let cost = layout.add("costs", Shape::vector(table.costs));
-        let weights = layout.add("weights", Shape::vector(table.potentials));
-        let schedule = layout.add("schedule", Shape::matrix(count, SCHEDULE));
-        let potentials = layout.add("potentials", Shape::vector(table.potentials));
-        let status = layout.add("status", Shape::matrix(count, STATUS));
-        let inputs = match costs {
-            Costs::Points { points, labels, .. } => {
-                let rows = points.rows.len() / points.dim;
-                let x = layout.add("points", Shape::matrix(rows, points.dim));
-                let l = labels.map(|labels| {
-                    let of_rows = layout.add("labels", Shape::vector(rows));
-                    (of_rows, layout.add("label distances", Shape::matrix(labels.count, labels.count)))
-                });
-                Some((x, l))
-            }
-            Costs::Matrices(_) => None,
-        };
-        let device = Device::open(&options.device, &layout, options.threads, Precision::F32)?;
-        let mut piece = Self {
-            costs,
-            problems,
-            first,
-            options,
-            table,
-            layout,
-            device,
-            cost,
-            weights,
-            schedule,
-            potentials,
-            status,
-            units: vec![(1.0, 0.0); count],
-            largest: vec![0.0; count],
-        };
-        match inputs {
-            Some((x, labels)) => piece.pair_costs(x, labels)?,
-            None => piece.given_costs()?,
-        }
-        piece.put_weights()?;
-        Ok(piece)
-    }
-
-    /// Computes the costs of points.
-    fn pair_costs(&mut self, x: State, label_states: Option<(State, State)>) -> Result<()> {
-        let Costs::Points { points, point_scale, labels } = self.costs else { unreachable!("points are given") };
-        self.units.fill((points.unit(), 0.0));
-        self.device.write(x, &points.rows)?;
-        let mut graph = Graph::new();
-        let tensor = graph.state(x);
-        let mut label_scale = 0.0;
-        let label_tensors = match (labels, label_states) {
-            (Some(labels), Some((of_rows, distances))) => {
-                label_scale = labels.scale;
-                let numbers: Vec<f32> = labels.of_rows.iter().map(|&l| l as f32).collect();
-                self.device.write(of_rows, &numbers)?;
-                let scaled: Vec<f32> = labels.distances.iter().map(|&w| (w * points.unit()) as f32).collect();
-                self.device.write(distances, &scaled)?;
-                Some((graph.state(of_rows), graph.state(distances)))
-            }
-            _ => None,
-        };
-        let cost = graph.state(self.cost);
-        let op = PairCost { table: self.table.clone(), point_scale, label_scale };
-        PairCost::record(&mut graph, op, tensor, label_tensors, cost)?;
-        let exe = self.device.prepare(Program::new("transport costs", graph, &[]))?;
-        self.device.run(&exe)
-    }
-
-    /// Writes given costs: shifted so that the least is zero, and scaled by a power of two.
-    fn given_costs(&mut self) -> Result<()> {
-        let Costs::Matrices(matrices) = self.costs else { unreachable!("matrices are given") };
-        self.device.write_with(self.cost, |to| {
-            for (i, p) in self.table.problems.iter().enumerate() {
-                let (n, m, stride) = (p.n as usize, p.m as usize, p.stride as usize);
-                let number = self.first + i;
-                let matrix = &matrices[number];
-                if matrix.len() != n * m {
-                    let message = format!("cost matrix {number} has {} elements instead of {n} x {m}", matrix.len());
-                    return Err(Error::usage(message));
-                }
-                if let Some(at) = matrix.iter().position(|c| !c.is_finite()) {
-                    let (row, column, value) = (at / m, at % m, matrix[at]);
-                    return Err(Error::usage(format!(
-                        "cost matrix {number} has the value {value} in row {row}, column {column}: costs must be finite"
-                    )));
-                }
-                let least = matrix.iter().copied().fold(f64::INFINITY, f64::min);
-                let span = matrix.iter().copied().fold(f64::NEG_INFINITY, f64::max) - least;
-                let unit = if span > 0.0 { (-(span.log2().floor() + 1.0)).clamp(-1000.0, 1000.0).exp2() } else { 1.0 };
-                let shift = if self.options.rho > 0.0 { 0.0 } else { least };
-                let mut largest = 0.0f32;
-                for row in 0..n {
-                    let at = p.cost as usize + row * stride;
-                    to[at..at + stride].fill(0.0);
-                    let (to, from) = (&mut to[at..at + m], &matrix[row * m..(row + 1) * m]);
-                    to.iter_mut().zip(from).for_each(|(to, &c)| *to = ((c - shift) * unit) as f32);
-                    largest = to.iter().map(|c| c.abs()).fold(largest, f32::max);
-                }
-                self.units[i] = (unit, shift);
-                self.largest[i] = largest;
-            }
-            Ok(())
-        })
-    }
-
-    fn put_weights(&mut self) -> Result<()> {
-        self.device.write_with(self.weights, |all| {
-            for (i, (p, problem)) in self.table.problems.iter().zip(self.problems).enumerate() {
-                for (left, start, len) in [(true, p.f as usize, p.n as usize), (false, p.g as usize, p.m as usize)] {
-                    let to = &mut all[start..start + len];
-                    let Some((a, b)) = &problem.weights else {
-                        to.fill((1.0 / len as f64) as f32);
-                        continue;
-                    };
-                    let given = if left { a } else { b };
-                    let (sum, number) = (given.iter().sum::<f64>(), self.first + i);
-                    let bad = given.iter().position(|w| !(w.is_finite() && *w > 0.0));
-                    if let Some(at) = bad {
-                        let value = given[at];
-                        return Err(Error::usage(format!(
-                            "weight {at} of problem {number} is {value}: weights are finite and at least 0"
-                        )));
-                    }
-                    if given.len() != len || (sum - 1.0).abs() > 1e-6 {
-                        return Err(Error::usage(format!(
-                            "problem {number} has {} weights of sum {sum} for {len} points: one each, of sum 1",
-                            given.len()
-                        )));
-                    }
-                    to.iter_mut().zip(given).for_each(|(to, &w)| *to = (w / sum) as f32);
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Largest cost and eps of each problem, in the units of the device.
-    fn extents(&mut self) -> Result<Vec<Extent>> {
-        let costs = &*self.device.read(self.cost)?;
-        let extent = |(i, p): (usize, &crate::ops::transport::Problem)| {
-            let row = |r: usize| {
-                let at = p.cost as usize + r * p.stride as usize;
-                &costs[at..at + p.m as usize]
-            };
-            // Sums of rows are added in order, whichever thread has them.
-            let rows: Vec<(f32, f64)> = (0..p.n as usize).into_par_iter().map(|r| largest_and_sum(row(r))).collect();
-            let largest = rows.iter().map(|r| r.0).fold(0.0f32, f32::max).into();
-            let asked = self.problems[i].epsilon;
-            let share = asked.value();
-            if !(share.is_finite() && share > 0.0) {
-                return Err(Error::usage(format!("epsilon is {share}; it must be a finite number above 0")));
-            }
-            let (unit, shift) = self.units[i];
-            let epsilon = match asked {
-                Epsilon::Absolute(eps) => eps * unit,
-                // A given matrix was shifted; its own mean is what a user means.
-                Epsilon::Mean(r) => {
-                    let mean = rows.iter().map(|r| r.1).sum::<f64>() / (p.n as f64 * p.m as f64);
-                    r * (mean + (shift * unit).abs())
-                }
-                Epsilon::Median(r) => {
-                    let mut all: Vec<f32> = (0..p.n as usize).flat_map(row).copied().collect();
-                    let middle = all.len() / 2;
-                    let (_, median, _) = all.select_nth_unstable_by(middle, f32::total_cmp);
-                    r * (f64::from(*median) + (shift * unit).abs())
-                }
-            };
-            // Costs of zero have no scale: any eps gives the same plan.
-            let epsilon = if epsilon > 0.0 { epsilon } else { 1.0 };
-            let epsilon = epsilon.clamp(f64::from(f32::MIN_POSITIVE) * 1e3, 1e30);
-            Ok(Extent { largest, epsilon })
-        };
-        self.table.problems.par_iter().enumerate().map(extent).collect()
-    }
-
-    fn solve(mut self, stop: &AtomicBool) -> Result<Vec<Solution>> {
-        let extents = self.extents()?;
-        let rule = match self.options.schedule {
-            Schedule::Converge { .. } => Rule::Alternating,
-            Schedule::GeomLoss { .. } => Rule::Annealed,
-        };
-        let mut most = self.options.iterations;
-        let mut schedule = Vec::with_capacity(extents.len() * SCHEDULE);
-        for (i, extent) in extents.iter().enumerate() {
-            let (unit, _) = self.units[i];
-            let last = extent.epsilon;
-            let (first, factor, steps) = match self.options.schedule {
-                Schedule::Converge { factor } if factor < 1.0 => (extent.largest.max(last), factor, 0),
-                Schedule::Converge { .. } => (last, 1.0, 0),
-                Schedule::GeomLoss { factor } => {
-                    let first = (self.problems[i].diameter * unit).max(last);
-                    // The first value, all values from it down to above the last, the last.
-                    let between = ((last / first).ln() / factor.ln()).ceil().max(0.0) as usize;
-                    (first, factor, between + 2)
-                }
-            };
-            if steps > 0 {
-                most = most.max(steps + 2);
-            }
-            let row: [f64; SCHEDULE] =
-                [first, last, factor, self.options.tolerance, most as f64, self.options.rho * unit, steps as f64, 0.0];
-            schedule.extend(row.map(|v| v as f32));
-        }
-        self.device.write(self.schedule, &schedule)?;
-        let largest = self.table.problems.iter().map(|p| (p.n * p.stride) as usize).max().unwrap_or(0);
-        let kernel = match self.options.domain {
-            Domain::Auto => largest <= KERNEL_ELEMENTS,
-            Domain::Log => false,
-            Domain::Kernel => true,
-        };
-        let mut sinkhorn = Graph::new();
-        let tensors = self.tensors(&mut sinkhorn);
-        let op = Sinkhorn { table: self.table.clone(), iterations: REPLAY, rule, kernel };
-        Sinkhorn::record(&mut sinkhorn, op, tensors)?;
-        let sinkhorn = self.device.prepare(Program::new("sinkhorn", sinkhorn, &[]))?;
-        while self.device.read(self.status)?.chunks_exact(STATUS).any(|s| s[3] == 0.0) {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::usage("stopped as asked; transport keeps no checkpoint, so start it again"));
-            }
-            self.device.run(&sinkhorn)?;
-        }
-        let values = self.certificates()?;
-        let status = self.device.read(self.status)?.into_owned();
-        let potentials = match self.options.potentials {
-            true => Some(self.device.read(self.potentials)?.into_owned()),
-            false => None,
-        };
-        let found = values.chunks_exact(CERTIFICATE).zip(status.chunks_exact(STATUS)).enumerate();
-        found.map(|(i, found)| self.solution(i, found, potentials.as_deref())).collect()
-    }
-
-    /// Certificates of all problems. They are sums in f64, which shaders do not have: a GPU's results are certified by the
-    /// processor.
-    fn certificates(&mut self) -> Result<Vec<f32>> {
-        let mut graph = Graph::new();
-        let tensors = self.tensors(&mut graph);
-        let rows = Certificate::record(&mut graph, Certificate { table: self.table.clone() }, tensors)?;
-        let program = Program::new("transport certificate", graph, &[rows]);
-        if matches!(self.device, Device::Cpu(_)) {
-            let exe = self.device.prepare(program)?;
-            self.device.run(&exe)?;
-            return self.device.read_tensor(&exe, rows);
-        }
-        let mut processor = Device::open(&DeviceSpec::Cpu, &self.layout, self.options.threads, Precision::F32)?;
-        for state in [self.cost, self.weights, self.schedule, self.potentials, self.status] {
-            processor.write(state, &self.device.read(state)?)?;
-        }
-        let exe = processor.prepare(program)?;
-        processor.run(&exe)?;
-        processor.read_tensor(&exe, rows)
-    }
-
-    fn tensors(&self, graph: &mut Graph) -> SinkhornTensors {
-        SinkhornTensors {
-            cost: graph.state(self.cost),
-            weights: graph.state(self.weights),
-            schedule: graph.state(self.schedule),
-            potentials: graph.state(self.potentials),
-            status: graph.state(self.status),
-        }
-    }
-
-    fn solution(
-        &self,
-        i: usize,
-        (certificate, status): (&[f32], &[f32]),
-        potentials: Option<&[f32]>,
-    ) -> Result<Solution> {
-        let value = |v: usize| f64::from(certificate[2 * v]) + f64::from(certificate[2 * v + 1]);
-        let [cost, upper, lower, dual, rows, columns, mass] = std::array::from_fn(value);
-        let (unit, shift) = self.units[i];
-        if ![cost, upper, lower, dual].iter().all(|v| v.is_finite()) {
-            let epsilon = f64::from(status[1]) / unit;
-            return Err(Error::NonFinite(format!(
-                "transport problem {} left the range of single precision at eps {epsilon:e}; use a larger epsilon",
-                self.first + i
-            )));
-        }
-        let slack = self.slack(i, upper);
-        let shifted = |v: f64| v / unit + shift;
-        let p = &self.table.problems[i];
-        let side = |all: &[f32], start: u32, len: u32, shift: f64| -> Vec<f64> {
-            all[start as usize..(start + len) as usize].iter().map(|&f| f64::from(f) / unit + shift).collect()
-        };
-        Ok(Solution {
-            cost: cost / unit + shift * mass,
-            upper: shifted(upper + slack),
-            lower: shifted(lower - slack).max(if shift == 0.0 { 0.0 } else { f64::NEG_INFINITY }),
-            dual: shifted(dual),
-            marginal_error: rows + columns,
-            mass,
-            iterations: status[0] as usize,
-            converged: status[3] == 1.0,
-            epsilon: f64::from(status[1]) / unit,
-            potentials: potentials.map(|all| (side(all, p.f, p.n, shift), side(all, p.g, p.m, 0.0))),
-        })
-    }
-
-    /// How far the optimum of the costs and weights as given can lie from that of their roundings to f32, in the units of
-    /// the device.
-    ///
-    /// A rounded point is off by `u |x|`, so a distance by `2 u R` and a cost `s |x - y|^2` by `4 s u R |x - y|` and less;
-    /// its mean under a plan is bounded by the root of the mean cost. Sums of `d` squares in eight lanes and more add a
-    /// relative `(d / 8 + 24) u`. A marginal that is off by a share `u` moves that share at most over the largest cost.
-    fn slack(&self, i: usize, upper: f64) -> f64 {
-        let u = ROUNDOFF;
-        match self.costs {
-            Costs::Points { points, point_scale: s, labels } => {
-                let r = points.radius;
-                let label =
-                    labels.map_or(0.0, |l| l.scale * points.unit() * l.distances.iter().copied().fold(0.0, f64::max));
-                let sums = (points.dim as f64 / 8.0 + 24.0) * u * upper;
-                let rounding = 4.0 * u * r * (s * upper.max(0.0)).sqrt() + 4.0 * s * (u * r).powi(2);
-                sums + rounding + 4.0 * u * (4.0 * s * r * r + label)
-            }
-            // After shift and scale all costs lie in 0..1; unshifted ones (unbalanced) below their largest.
-            Costs::Matrices(_) => 8.0 * u * f64::from(self.largest[i]),
-        }
-    }
 }

@@ -229,4 +229,6 @@ fn broken_cuda_kernels_are_noticed() {
     );
     assert!(broken("transport", "if (now.state != 0.0f) return;", ""), "iterations of what is done");
     assert!(broken("transport", "x[k] = i < count ?", "x[k] = true ?"), "padding that is read");
+    assert!(broken("transport", "unsigned stretch = 1;", "unsigned stretch = 2;"), "a stretch that is left out");
+    assert!(broken("transport", "q.x + (p.right ? j : i)", "q.x + i"), "labels of the wrong side");
 }

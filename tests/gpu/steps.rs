@@ -105,7 +105,7 @@ mod wgpu {
     use supernet::search::search;
     use supernet::search::step::{Order, SearchRecipe, SearchStates, weight_step};
     use supernet::transport::{
-        Cloud, Costs, Domain, Epsilon, Inner, Options, OtddOptions, Points, Problem, Values, distances, solve,
+        Cloud, Costs, Domain, Epsilon, Inner, Memory, Options, OtddOptions, Points, Problem, Values, distances, solve,
     };
 
     /// The fastest adapter; says loudly where there is none.
@@ -258,7 +258,7 @@ mod wgpu {
         assert!(compared > 0, "no choice is clear enough to be compared");
     }
 
-    /// Transport: problems of many sizes, in both domains, with certificates.
+    /// Transport: problems of many sizes, in both domains and without a matrix, with certificates.
     #[test]
     fn transport_agrees_with_the_processor() {
         if open(&StoreLayout::new()).is_none() {
@@ -276,16 +276,17 @@ mod wgpu {
         let pairs = (0..clouds.len()).flat_map(|a| (0..=a).map(move |b| (a, b)));
         let problems: Vec<Problem> =
             pairs.map(|(a, b)| Problem::uniform(points.cloud(a), points.cloud(b), Epsilon::Mean(0.02))).collect();
-        for domain in [Domain::Log, Domain::Kernel] {
+        let ways = [(Domain::Log, Memory::Stored), (Domain::Kernel, Memory::Stored), (Domain::Log, Memory::Recomputed)];
+        for (domain, memory) in ways {
             let solve = |device: &str| {
-                let options = Options { domain, device: device.parse().unwrap(), ..Options::default() };
+                let options = Options { domain, memory, device: device.parse().unwrap(), ..Options::default() };
                 let costs = Costs::Points { points: &points, point_scale: 0.5, labels: None };
                 solve(costs, &problems, &options, &AtomicBool::new(false), &mut |_| ()).unwrap()
             };
             for (cpu, gpu) in solve("cpu").iter().zip(solve("wgpu")) {
-                assert!(cpu.converged && gpu.converged, "{domain:?}: {cpu:?} and {gpu:?}");
+                assert!(cpu.converged && gpu.converged, "{domain:?}, {memory:?}: {cpu:?} and {gpu:?}");
                 for (a, b) in [(cpu.cost, gpu.cost), (cpu.lower, gpu.lower), (cpu.upper, gpu.upper)] {
-                    assert!((a - b).abs() <= 1e-4 * (a.abs() + 1e-3), "{domain:?}: {cpu:?} and {gpu:?}");
+                    assert!((a - b).abs() <= 1e-4 * (a.abs() + 1e-3), "{domain:?}, {memory:?}: {cpu:?} and {gpu:?}");
                 }
             }
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use supernet::graph::{Graph, Shape, StoreLayout, Tensor};
-use supernet::ops::transport::{PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, Table};
+use supernet::ops::transport::{PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, Source, Table};
 use supernet::random::philox4x32_10;
 
 use super::harness::Case;
@@ -55,21 +55,28 @@ fn table(sizes: &[Size]) -> (Table, usize) {
     (table, row)
 }
 
+/// Points with `d` coordinates within wider rows; labels and their distances, if there are any.
+fn point_states(case: &mut Case, rows: usize, d: usize, labels: usize) -> (Tensor, Vec<Tensor>) {
+    let total = d + labels % 4;
+    let points = state(case, "points", Shape::matrix(rows, total), uniform(0, rows * total));
+    let points = case.graph.channels(points, total - d, d).expect("the coordinates lie within the rows");
+    let mut others = Vec::new();
+    if labels > 0 {
+        let of_rows = uniform(1, rows).into_iter().map(|u| (u * labels as f32).floor().min(labels as f32 - 1.0));
+        others.push(state(case, "labels", Shape::vector(rows), of_rows.collect()));
+        let distances = Shape::matrix(labels, labels + 3);
+        let distances = state(case, "distances", distances, uniform(2, distances.len()));
+        others.push(case.graph.channels(distances, 2, labels).expect("a slice"));
+    }
+    (points, others)
+}
+
 /// Costs of points with `d` coordinates within wider rows; of `labels` labels if there are any.
 fn costs(sizes: &[Size], d: usize, labels: usize) -> Case {
     let (table, rows) = table(sizes);
     let mut case = empty(format!("costs of {} problems, {d} coordinates, {labels} labels", sizes.len()));
-    let total = d + labels % 4;
-    let points = state(&mut case, "points", Shape::matrix(rows, total), uniform(0, rows * total));
-    let points = case.graph.channels(points, total - d, d).expect("the coordinates lie within the rows");
-    let mut inputs = vec![points];
-    if labels > 0 {
-        let of_rows = uniform(1, rows).into_iter().map(|u| (u * labels as f32).floor().min(labels as f32 - 1.0));
-        inputs.push(state(&mut case, "labels", Shape::vector(rows), of_rows.collect()));
-        let distances = Shape::matrix(labels, labels + 3);
-        let distances = state(&mut case, "distances", distances, uniform(2, distances.len()));
-        inputs.push(case.graph.channels(distances, 2, labels).expect("a slice"));
-    }
+    let (points, labels) = point_states(&mut case, rows, d, labels);
+    let inputs = [points].into_iter().chain(labels).collect();
     let tensor = state(&mut case, "costs", Shape::vector(table.costs), vec![f32::NAN; table.costs]);
     let op = PairCost { table: Arc::new(table), point_scale: 0.5, label_scale: 0.75 };
     case.graph.push(op, inputs, vec![tensor.into()]);
@@ -105,9 +112,10 @@ const CONVERGE: Setting = Setting {
     begun: false,
 };
 
-fn iterations(what: &str, sizes: &[Size], setting: Setting) -> Case {
+/// Iterations on stored costs, or on those of points of some coordinates and labels.
+fn recorded(what: &str, sizes: &[Size], points: Option<(usize, usize)>, setting: Setting) -> Case {
     let Setting { iterations, rule, kernel, rho, eps, tolerance, most, steps, begun } = setting;
-    let (table, _) = table(sizes);
+    let (mut table, rows) = table(sizes);
     let mut case = empty(format!("sinkhorn, {what}: {} problems, the first {:?}", sizes.len(), sizes[0]));
     // Padding holds what nobody may read.
     let (mut cost, mut weights) = (vec![f32::NAN; table.costs], vec![f32::NAN; table.potentials]);
@@ -142,8 +150,16 @@ fn iterations(what: &str, sizes: &[Size], setting: Setting) -> Case {
         });
     }
     let count = sizes.len();
-    let inputs = vec![
-        state(&mut case, "costs", Shape::vector(table.costs), cost),
+    let (first, source, labels) = match points {
+        None => (state(&mut case, "costs", Shape::vector(table.costs), cost), Source::Stored, Vec::new()),
+        Some((d, labels)) => {
+            table.matrix_free = true;
+            let (first, labels) = point_states(&mut case, rows, d, labels);
+            (first, Source::Points { point_scale: 6.0 / d as f64, label_scale: 0.75 }, labels)
+        }
+    };
+    let mut inputs = vec![
+        first,
         state(&mut case, "weights", Shape::vector(table.potentials), weights),
         state(&mut case, "schedule", Shape::matrix(count, SCHEDULE), schedule),
     ];
@@ -151,8 +167,19 @@ fn iterations(what: &str, sizes: &[Size], setting: Setting) -> Case {
         state(&mut case, "potentials", Shape::vector(table.potentials), potentials).into(),
         state(&mut case, "status", Shape::matrix(count, STATUS), status).into(),
     ];
-    case.graph.push(Sinkhorn { table: Arc::new(table), iterations, rule, kernel }, inputs, outputs);
+    inputs.extend(labels);
+    case.graph.push(Sinkhorn { table: Arc::new(table), iterations, rule, kernel, source }, inputs, outputs);
     case
+}
+
+fn iterations(what: &str, sizes: &[Size], setting: Setting) -> Case {
+    recorded(what, sizes, None, setting)
+}
+
+/// The same without a matrix: points of `d` coordinates, of `labels` labels if there are any.
+fn free(what: &str, sizes: &[Size], (d, labels): (usize, usize), setting: Setting) -> Case {
+    let what = format!("{what}, without a matrix, {d} coordinates, {labels} labels");
+    recorded(&what, sizes, Some((d, labels)), setting)
 }
 
 /// All cases.
@@ -182,5 +209,19 @@ pub fn all() -> Vec<Case> {
     cases.push(iterations("annealed, unbalanced", &MIXED, Setting { rho: 1.5, ..annealed }));
     let one = Setting { iterations: 1, ..CONVERGE };
     cases.push(iterations("more than a table", &[(2, 3, false); 345], one));
+
+    for size in MIXED {
+        cases.push(free("alone", &[size], (3, 0), CONVERGE));
+    }
+    for size in [(65, 129, false), (130, 130, true), (1, 700, false)] {
+        cases.push(free("alone", &[size], (37, 4), Setting { iterations: 2, ..CONVERGE }));
+    }
+    cases.push(free("falling eps", &MIXED, (5, 0), falling));
+    cases.push(free("small eps", &MIXED, (2, 3), Setting { eps: [2.0, 0.02, 0.3], iterations: 6, ..CONVERGE }));
+    cases.push(free("unbalanced", &MIXED, (17, 5), Setting { rho: 0.8, ..falling }));
+    cases.push(free("some done", &MIXED, (5, 0), Setting { begun: true, ..falling }));
+    cases.push(free("annealed", &MIXED, (16, 2), Setting { iterations: 8, ..annealed }));
+    cases.push(free("annealed, unbalanced", &MIXED, (5, 0), Setting { rho: 1.5, ..annealed }));
+    cases.push(free("more than a table", &[(2, 3, false); 345], (2, 0), one));
     cases
 }

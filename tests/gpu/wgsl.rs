@@ -275,6 +275,7 @@ fn broken_shaders_are_noticed() {
     assert!(broken("min(4u, inputs - i)", "4u"), "a product over more channels than there are");
     assert!(broken("far % p.stride == 0u", "true"), "a gradient through pixels that a stride skips");
     assert!(broken("own.sum *= exp2(own.top - top);", ""), "powers of different exponents");
+    assert!(broken("var stretch = 1u", "var stretch = 2u"), "a stretch that is left out");
     assert!(broken("!= 0x7f800000u", "!= 1u"), "a step after a norm that is not finite");
     assert!(broken("better < 1.0 && is_finite(label)", "better < 1.0"), "a NaN as a hit");
     assert!(broken("2u * terms[i].coef_stride", "terms[i].coef_stride"), "the wrong coefficient");

@@ -14,8 +14,8 @@ Examples:
   supernet bench transport --grow problems --values 10,100,1000
   supernet bench transport --device cuda --shape 1x5000x64 --shape 1x10000x64 --json > cuda.json";
 
-/// Time whole solves of optimal transport, from points to certified costs: 190 class pairs in one call, and one large
-/// problem, with a stored kernel and in the log domain.
+/// Time whole solves of optimal transport, from points to certified costs: 190 class pairs in one call, and large problems,
+/// with a stored kernel and in the log domain; a problem alone also without a cost matrix.
 #[derive(Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Arguments {
@@ -27,7 +27,7 @@ pub struct Arguments {
     /// With --grow: the values.
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "grow")]
     values: Vec<usize>,
-    /// What is solved, once for each shape; all pairs of a set of clouds [default: 190x256x64 and 1x2000x64].
+    /// What is solved, once for each shape; all pairs of a set of clouds [default: 190x256x64, 1x2000x64, 1x4000x64].
     #[arg(long, value_name = "PROBLEMSxPOINTSxDIMENSIONS", conflicts_with = "grow", value_parser = shape)]
     shape: Vec<Shape>,
     /// Few and short samples: for a look, not for quoting.

@@ -56,28 +56,52 @@ unsafe fn cost_group<V: Vector, const R: usize>(a: &CostTile, i: usize) {
     // SAFETY: the caller's contract.
     unsafe {
         let mut j = 0;
+        // Two vectors side by side hide the latency of the sums.
+        while j + 2 * V::LANES <= a.columns {
+            cost_block::<V, R, 2>(a, i, j);
+            j += 2 * V::LANES;
+        }
         while j < a.columns {
-            let mut total = [V::zero(); R];
-            let mut k = 0;
-            while k < a.d {
-                let end = (k + RUN).min(a.d);
-                let mut sum = [V::zero(); R];
-                while k < end {
-                    let y = V::load(a.y.add(k * a.columns + j));
-                    for (r, sum) in sum.iter_mut().enumerate() {
-                        let d = V::splat(*a.x.add((i + r) * a.ldx + k)).sub(y);
+            cost_block::<V, R, 1>(a, i, j);
+            j += V::LANES;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn cost_block<V: Vector, const R: usize, const C: usize>(a: &CostTile, i: usize, j: usize) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut total = [[V::zero(); C]; R];
+        let mut k = 0;
+        while k < a.d {
+            let end = (k + RUN).min(a.d);
+            let mut sum = [[V::zero(); C]; R];
+            while k < end {
+                let mut y = [V::zero(); C];
+                for (c, y) in y.iter_mut().enumerate() {
+                    *y = V::load(a.y.add(k * a.columns + j + c * V::LANES));
+                }
+                for (r, sum) in sum.iter_mut().enumerate() {
+                    let x = V::splat(*a.x.add((i + r) * a.ldx + k));
+                    for (sum, y) in sum.iter_mut().zip(y) {
+                        let d = x.sub(y);
                         *sum = d.mul_add(d, *sum);
                     }
-                    k += 1;
                 }
+                k += 1;
+            }
+            for (total, sum) in total.iter_mut().zip(sum) {
                 for (total, sum) in total.iter_mut().zip(sum) {
                     *total = total.add(sum);
                 }
             }
-            for (r, total) in total.iter().enumerate() {
-                total.mul(V::splat(a.scale)).store(a.cost.add((i + r) * a.ldc + j));
+        }
+        for (r, total) in total.iter().enumerate() {
+            for (c, total) in total.iter().enumerate() {
+                let to = a.cost.add((i + r) * a.ldc + j + c * V::LANES);
+                total.mul(V::splat(a.scale)).store(to);
             }
-            j += V::LANES;
         }
     }
 }
@@ -100,7 +124,8 @@ pub struct LogRows {
     pub gs: *const f32,
     /// Weights of the rows.
     pub weights: *const f32,
-    /// Where the rows `e` go; at least `4 * stride` floats. All of them are kept one behind the other if `keep`.
+    /// Where the rows `e` go; at least `4 * stride` floats. All of them are kept one behind the other if `keep`; they may
+    /// then take the place of the costs.
     pub e: *mut f32,
     /// Whether every row has a place of its own in `e`.
     pub keep: bool,
@@ -108,6 +133,8 @@ pub struct LogRows {
     pub sums: *mut f32,
     /// Sums of the columns, overwritten; null for none.
     pub columns: *mut f32,
+    /// Whether the sums of the columns are added to what is there.
+    pub add: bool,
 }
 
 /// See [`super::Micro`].
@@ -156,7 +183,7 @@ unsafe fn log_group<V: Vector, const R: usize>(a: &LogRows, i: usize) {
             weight[r] = *a.weights.add(i + r) / sum;
         }
         if !a.columns.is_null() {
-            weighted_columns::<V, R>(e, a.stride, weight, a.columns, i == 0);
+            weighted_columns::<V, R>(e, a.stride, weight, a.columns, i == 0 && !a.add);
         }
     }
 }

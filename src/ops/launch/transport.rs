@@ -1,14 +1,17 @@
 //! Entropic transport on GPUs. Costs: a block a tile of a problem's cost matrix, points staged in shared memory. Sinkhorn:
 //! problems of at most [`BLOCK`] points a side are solved by a block each, which does all iterations of a replay with
 //! the potentials in its registers; of larger ones every iteration is three launches, rows, columns, and one that books
-//! the iteration. Both sum exponentials over running maxima, so the log domain serves whatever domain is asked for: a
+//! the iteration. All sum exponentials over running maxima, so the log domain serves whatever domain is asked for: a
 //! stored kernel would read as much memory as the costs that it replaces.
+//!
+//! Without a cost matrix both halves of an iteration compute costs as `pair_cost` does and use them at once: a block owns a
+//! tile of points and a stretch of the other side, and a further launch merges the stretches.
 //!
 //! The sizes of problems are host data: they are the launches' tables.
 
-use super::{BLOCK, Launch, Lower, Places, Slots, Spot, TABLE_BYTES, grid, record};
+use super::{BLOCK, Launch, Lower, Place, Places, Slots, Spot, TABLE_BYTES, grid, record};
 use crate::graph::Shape;
-use crate::ops::transport::{PairCost, Problem, Rule, SCHEDULE, STATUS, Sinkhorn};
+use crate::ops::transport::{LANES, PairCost, Problem, Rule, SCHEDULE, STATUS, Sinkhorn, Source, Table};
 
 /// Costs along each side of a tile of `pair_cost`.
 pub const TILE: usize = 64;
@@ -34,7 +37,7 @@ record! {
         labels: Spot,
         /// Distances of labels, if `labelled`.
         distances: Spot,
-        /// All cost matrices.
+        /// All cost matrices; in scratch, the sums of stretches where costs are computed from the points.
         cost: Spot,
         /// Elements from one row of `distances` to the next.
         distance_stride: u32,
@@ -50,8 +53,8 @@ record! {
         iterations: u32,
         /// Whether `sinkhorn_advance` stands before the first iteration and has none to book.
         begin: u32,
-        /// Zero.
-        unused: u32,
+        /// Whether `sinkhorn_points` and `sinkhorn_merge` are at the right points.
+        right: u32,
         /// All weights.
         weights: Spot,
         /// A row of settings a problem.
@@ -82,7 +85,7 @@ record! {
         f: u32,
         /// First potential and weight on the right.
         g: u32,
-        /// First element of the cost matrix.
+        /// First element of the cost matrix, or of the sums of its stretches.
         cost: u32,
         /// Elements from one row of the cost matrix to the next.
         stride: u32,
@@ -92,12 +95,32 @@ record! {
         number: u32,
         /// First of its blocks.
         block: u32,
-        /// Zero.
-        unused: u32,
+        /// Stretches of the other side, where costs are computed from the points.
+        stretches: u32,
     }
 }
 
 const _: () = assert!(TABLE * size_of::<TransportProblem>() <= TABLE_BYTES);
+
+/// Blocks that a lone problem should have without a cost matrix: twice what a large GPU runs at a time.
+const ENOUGH: usize = 1056;
+
+/// Points of a side, and stretches of the other side for each tile of them: enough for many blocks, none of them empty.
+fn stretches(p: &Problem, right: bool) -> (usize, usize) {
+    let (own, other) = if right { (p.m, p.n) } else { (p.n, p.m) };
+    let (own, tiles) = (own as usize, (other as usize).div_ceil(TILE));
+    let each = tiles.div_ceil((ENOUGH / own.div_ceil(TILE)).max(1));
+    (own, tiles.div_ceil(each))
+}
+
+/// Largest exponents and sums of all stretches of a problem, on the side that has more.
+fn partials(p: &Problem) -> usize {
+    let side = |right| {
+        let (own, stretches) = stretches(p, right);
+        2 * own * stretches
+    };
+    side(false).max(side(true)).next_multiple_of(LANES)
+}
 
 /// The launches of one kernel over some problems, which take `blocks` blocks each and are named with their numbers.
 fn launches(
@@ -113,7 +136,9 @@ fn launches(
             let block = sum as u32;
             sum += blocks(p);
             let Problem { n, m, x, y, f, g, cost, stride, symmetric } = *p;
-            TransportProblem { n, m, x, y, f, g, cost, stride, symmetric, number: number as u32, block, unused: 0 }
+            let stretches = stretches(p, params.right != 0).1 as u32;
+            let number = number as u32;
+            TransportProblem { n, m, x, y, f, g, cost, stride, symmetric, number, block, stretches }
         };
         let table: Vec<_> = problems.iter().map(record).collect();
         let params = TransportParams { blocks: sum as u32, problems: table.len() as u32, ..params };
@@ -142,20 +167,12 @@ impl Lower for PairCost {
         let points = at.inputs[0];
         let mut slots = Slots::default();
         let mut params = TransportParams {
-            channels: points.shape.c as u32,
-            point_stride: points.row_stride,
-            points: slots.reads(points),
             cost: slots.writes(at.outputs[0].vector(self.table.costs)),
             point_scale: self.point_scale as f32,
             label_scale: self.label_scale as f32,
             ..Default::default()
         };
-        if let [_, labels, distances] = *at.inputs {
-            params.labelled = 1;
-            params.labels = slots.reads(labels.vector(points.shape.rows()));
-            params.distances = slots.reads(distances);
-            params.distance_stride = distances.row_stride;
-        }
+        read_points(&mut params, &mut slots, points, at.inputs.get(1).zip(at.inputs.get(2)));
         let problems: Vec<_> = self.table.problems.iter().enumerate().collect();
         let tiles = |p: &Problem| (p.n as usize).div_ceil(TILE) * (p.stride as usize).div_ceil(TILE);
         launches("pair_cost", params, &slots, &problems, tiles)
@@ -168,13 +185,18 @@ fn small(p: &Problem) -> bool {
 }
 
 impl Lower for Sinkhorn {
-    /// Shifts, and soft c-transforms.
+    /// Shifts, and soft c-transforms; the sums of stretches.
     fn scratch(&self, _inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        if self.table.problems.iter().all(small) { 0 } else { 2 * self.table.potentials }
+        let Table { problems, potentials, matrix_free, .. } = &*self.table;
+        match matrix_free {
+            true => 2 * potentials + problems.iter().map(partials).sum::<usize>(),
+            false if problems.iter().all(small) => 0,
+            false => 2 * potentials,
+        }
     }
 
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
-        let [cost, weights, schedule] = *at.inputs else { unreachable!("three inputs are recorded") };
+        let [first, weights, schedule, ..] = *at.inputs else { unreachable!("three inputs and more are recorded") };
         let [potentials, status] = *at.outputs else { unreachable!("two outputs are recorded") };
         assert!(!at.accumulate.contains(&true), "potentials and status are written in place");
         let count = self.table.problems.len();
@@ -182,13 +204,38 @@ impl Lower for Sinkhorn {
         let mut params = TransportParams {
             annealed: u32::from(self.rule == Rule::Annealed),
             iterations: self.iterations as u32,
-            cost: slots.reads(cost.vector(self.table.costs)),
             weights: slots.reads(weights.vector(self.table.potentials)),
             schedule: slots.reads(schedule.vector(count * SCHEDULE)),
             potentials: slots.writes(potentials.vector(self.table.potentials)),
             status: slots.writes(status.vector(count * STATUS)),
             ..Default::default()
         };
+        let Source::Points { point_scale, label_scale } = self.source else {
+            params.cost = slots.reads(first.vector(self.table.costs));
+            return self.stored(params, slots, at);
+        };
+        (params.point_scale, params.label_scale) = (point_scale as f32, label_scale as f32);
+        read_points(&mut params, &mut slots, first, at.inputs.get(3).zip(at.inputs.get(4)));
+        self.free(params, slots, at)
+    }
+}
+
+/// The points of a problem, and the labels and distances that add to its costs.
+fn read_points(params: &mut TransportParams, slots: &mut Slots, points: Place, labels: Option<(&Place, &Place)>) {
+    params.channels = points.shape.c as u32;
+    params.point_stride = points.row_stride;
+    params.points = slots.reads(points);
+    if let Some((labels, distances)) = labels {
+        params.labelled = 1;
+        params.labels = slots.reads(labels.vector(points.shape.rows()));
+        params.distances = slots.reads(*distances);
+        params.distance_stride = distances.row_stride;
+    }
+}
+
+impl Sinkhorn {
+    /// Iterations on stored costs.
+    fn stored(&self, mut params: TransportParams, mut slots: Slots, at: &Places<'_>) -> Vec<Launch> {
         let (alone, split): (Vec<_>, Vec<_>) = self.table.problems.iter().enumerate().partition(|(_, p)| small(p));
         let mut list = launches("sinkhorn_small", params, &slots, &alone, |_| 1);
         if split.is_empty() {
@@ -205,6 +252,44 @@ impl Lower for Sinkhorn {
         let columns = |p: &Problem| (p.m as usize).div_ceil(SIDE);
         iteration.extend(launches("sinkhorn_columns", params, &slots, &asymmetric, columns));
         iteration.extend(launches("sinkhorn_advance", params, &slots, &split, |_| 1));
+        for _ in 0..self.iterations {
+            list.extend(iteration.iter().cloned());
+        }
+        list
+    }
+
+    /// Iterations on costs that are computed from the points.
+    fn free(&self, mut params: TransportParams, mut slots: Slots, at: &Places<'_>) -> Vec<Launch> {
+        let [page, first] = slots.writes(at.scratch);
+        let potentials = self.table.potentials as u32;
+        params.shifts = [page, first];
+        params.soft = [page, first + potentials];
+        params.cost = [page, first + 2 * potentials];
+        let mut end = 0;
+        let place = |p: &Problem| {
+            let cost = end as u32;
+            end += partials(p);
+            Problem { cost, ..*p }
+        };
+        let problems: Vec<Problem> = self.table.problems.iter().map(place).collect();
+        let all: Vec<_> = problems.iter().enumerate().collect();
+        let asymmetric: Vec<_> = all.iter().copied().filter(|(_, p)| p.symmetric == 0).collect();
+        let half = |side: &[(usize, &Problem)], right: bool| {
+            let params = TransportParams { right: right.into(), ..params };
+            let tiles = |p: &Problem| {
+                let (own, stretches) = stretches(p, right);
+                own.div_ceil(TILE) * stretches
+            };
+            let mut list = launches("sinkhorn_points", params, &slots, side, tiles);
+            let merged = |p: &Problem| stretches(p, right).0.div_ceil(BLOCK as usize);
+            list.extend(launches("sinkhorn_merge", params, &slots, side, merged));
+            list
+        };
+        let mut iteration = half(&all, false);
+        iteration.extend(half(&asymmetric, true));
+        iteration.extend(launches("sinkhorn_advance", params, &slots, &all, |_| 1));
+        let begin = TransportParams { begin: 1, ..params };
+        let mut list = launches("sinkhorn_advance", begin, &slots, &all, |_| 1);
         for _ in 0..self.iterations {
             list.extend(iteration.iter().cloned());
         }
