@@ -130,7 +130,7 @@ fn devices_and_data_keep_their_contract() {
     let cpu = &devices["devices"][0];
     assert!(cpu["levels"].as_array().unwrap().contains(&cpu["level"]));
     #[cfg(not(feature = "cuda"))]
-    assert_eq!(devices["devices"][1]["reason"], "not built into this version");
+    assert_eq!(devices["devices"][1]["reason"], "not built in: build with --features cuda");
 
     let sheet = folder("sheet").join("sheet.png");
     let data = json(&["data", "builtin:fashion", "--size", "14x16", "--contact-sheet", text(&sheet)]);
