@@ -21,6 +21,9 @@ pub trait Backend {
     /// Most elements of a page, a multiple of 64.
     fn page(&self) -> usize;
 
+    /// Says how programs compute, before any is recorded. What is stored how, their launches say.
+    fn set_precision(&mut self, _precision: Precision) {}
+
     /// Appends pages of so many elements, filled with zeros.
     ///
     /// # Errors
@@ -183,7 +186,8 @@ impl<B: Backend> Paged<B> {
     /// # Errors
     /// [`crate::Error::Memory`] if the store does not fit.
     pub fn new(mut backend: B, layout: &StoreLayout, precision: Precision) -> Result<Self> {
-        let page = if precision.is_full() { backend.page() } else { backend.page().min(HALVES_PAGE) };
+        let page = if precision.has_halves() { backend.page().min(HALVES_PAGE) } else { backend.page() };
+        backend.set_precision(precision);
         let store = Store::new(layout, page)?.with(precision);
         backend.allocate(&store.pages)?;
         Ok(Self { backend, store, arena: 0, prepared: Vec::new() })

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use libloading::Library;
 use supernet::device::precision::Precision;
-use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, Variant, cuda_options, source};
+use supernet::device::source::{COMMON, COMMON_NAME, PRODUCTS, SOURCES, Source, Variant, cuda_options, source};
 use supernet::ops::launch::Launch;
 
 use super::cases;
@@ -33,24 +33,27 @@ struct Call {
 /// Orders in which blocks and threads take turns: `Order` in cuda_cpu.h.
 const ORDERS: [u32; 3] = [0, 1, 2];
 
-/// These variants of all sources.
-pub(super) fn all(variants: &[Variant]) -> Vec<(Source, Variant)> {
-    SOURCES.iter().flat_map(|&source| variants.iter().map(move |&variant| (source, variant))).collect()
+/// These variants of all sources, as far as a source has them.
+pub(super) fn all(of_interest: impl Fn(Variant) -> bool) -> Vec<(Source, Variant)> {
+    let variants = |&source: &Source| source.variants().into_iter().map(move |variant| (source, variant));
+    SOURCES.iter().flat_map(variants).filter(|&(_, variant)| of_interest(variant)).collect()
 }
 
 /// Kernels compiled for the CPU. Shared memory is static memory of a library: one launch at a time.
 pub(super) struct CudaCpu {
     libraries: HashMap<(&'static str, Variant), Library>,
     order: u32,
+    /// Whether matrices are multiplied on tensor cores, or what stands for them.
+    pub(super) tensor: bool,
 }
 
 /// How a library is compiled.
 const PLAIN: &[&str] = &["-O2"];
 
 fn compile(folder: &Path, options: &[&str], source: &Source, text: &str, variant: Variant) -> PathBuf {
-    let Variant { wide, halves } = variant;
-    let name =
-        format!("{}_{}{}", source.stem, if wide { "wide" } else { "narrow" }, if halves { "_halves" } else { "" });
+    let Variant { wide, halves, tensor } = variant;
+    let [width, halves, tensor] = [(wide, "_wide"), (halves, "_halves"), (tensor, "_tensor")].map(|(on, s)| if on { s } else { "" });
+    let name = format!("{}{width}{halves}{tensor}", source.stem);
     let exports: String = source.entry_points().iter().map(|k| format!("CUDA_CPU_EXPORT({k})\n")).collect();
     let main = folder.join(format!("{name}.cpp"));
     let library = folder.join(format!("{name}.so"));
@@ -105,11 +108,11 @@ impl CudaCpu {
             let threads: Vec<_> = variants.iter().map(|v| scope.spawn(|| load(v))).collect();
             threads.into_iter().map(|t| t.join().expect("compiles")).collect()
         });
-        Self { libraries, order: 0 }
+        Self { libraries, order: 0, tensor: false }
     }
 
     fn launch(&self, launch: &Launch, pages: &mut [Page]) -> Result<(), String> {
-        let library = &self.libraries[&(launch.source, Variant::of(launch))];
+        let library = &self.libraries[&(launch.source, Variant::on(launch, self.tensor))];
         let name = format!("cuda_cpu_{}", launch.kernel);
         // SAFETY: CUDA_CPU_EXPORT gives every entry point this signature.
         let run: libloading::Symbol<'_, unsafe extern "C" fn(*const Call) -> bool> =
@@ -150,12 +153,27 @@ impl Machine for CudaCpu {
 
 #[test]
 fn cuda_kernels_agree_with_the_reference() {
-    let variants = all(&Variant::ALL[..2]);
-    let mut machine = CudaCpu::new("cases", &variants, str::to_owned);
+    agree(Precision::F32);
+}
+
+#[test]
+fn cuda_kernels_on_tensor_cores_agree_with_the_reference() {
+    agree(Precision::Tf32);
+}
+
+/// Runs the cases, or those that multiply matrices, with maps that are not halved.
+fn agree(precision: Precision) {
+    let tensor = precision == Precision::Tf32;
+    let variants = all(|variant| !variant.halves && (tensor || !variant.tensor));
+    let mut machine = CudaCpu::new(&format!("cases_{precision}"), &variants, str::to_owned);
+    machine.tensor = tensor;
     for case in cases::all() {
         for spread in [Spread::One, Spread::Each] {
-            let placed = Placed::new(&case, spread);
+            let placed = Placed::stored(&case, spread, precision);
             let launches = placed.launches();
+            if tensor && !launches.iter().any(|l| PRODUCTS.contains(&l.source)) {
+                continue;
+            }
             let bits = ORDERS.map(|order| {
                 machine.order = order;
                 placed.check(&mut machine, &launches)
@@ -168,10 +186,10 @@ fn cuda_kernels_agree_with_the_reference() {
     }
 }
 
-/// Maps in halves: the same kernels, over accesses of their own.
+/// Maps in halves: the same kernels, over accesses of their own; with products in f32 and in tf32.
 #[test]
 fn cuda_kernels_read_and_write_halves() {
-    let mut machine = CudaCpu::new("halves", &all(&Variant::ALL), str::to_owned);
+    let mut machine = CudaCpu::new("halves", &all(|_| true), str::to_owned);
     let mut seen = BTreeSet::new();
     for case in cases::all() {
         for spread in [Spread::One, Spread::Each] {
@@ -179,8 +197,11 @@ fn cuda_kernels_read_and_write_halves() {
             if placed.has_halves() {
                 let launches = placed.launches();
                 seen.extend(launches.iter().filter(|l| l.halves).map(|l| l.kernel));
-                placed.check(&mut machine, &launches);
-                placed.check(&mut machine, &narrow(&launches));
+                for tensor in [false, true] {
+                    machine.tensor = tensor;
+                    placed.check(&mut machine, &launches);
+                    placed.check(&mut machine, &narrow(&launches));
+                }
             }
         }
     }

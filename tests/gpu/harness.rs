@@ -8,10 +8,11 @@ use supernet::ops::launch::{Launch, Place, Places};
 
 /// Largest error, relative in norm.
 const TOLERANCE: f64 = 2e-5;
-/// The same where outputs are rounded to so few bits.
+/// The same where outputs are rounded to so few bits; or both factors of products, each by at most 2^-11 of itself.
 const fn tolerance(precision: Precision) -> f64 {
     match precision {
         Precision::F32 => TOLERANCE,
+        Precision::Tf32 => 1.0 / 1024.0,
         Precision::F16 => 1e-3,
         Precision::Bf16 => 4e-3,
     }
@@ -115,7 +116,7 @@ impl<'a> Placed<'a> {
             // Gradients are never halved, and kernels do not ask whether they are.
             let gradient = case.layout.name(state).starts_with("g ") || case.layout.name(state) == "g";
             let fits = fit.contains(&program.graph().info(tensor).base) && !gradient;
-            halves[state.id as usize] = fits && precision != Precision::F32;
+            halves[state.id as usize] = fits && precision.has_halves();
         }
         let stored = |(values, &half): (&Vec<f32>, &bool)| -> Vec<f32> {
             let round = |&v: &f32| if half { precision.decode(precision.encode(v)) } else { v };
@@ -234,7 +235,8 @@ impl<'a> Placed<'a> {
     /// Compares memory after the run with the reference, and finds writes outside of all tensors. Vectors and matrices
     /// are compared row by row, maps as a whole.
     pub fn compare(&self, pages: &[Page]) -> Result<(), String> {
-        let tolerance = tolerance(if self.has_halves() { self.precision } else { Precision::F32 });
+        let rounds = self.has_halves() || !self.precision.has_halves();
+        let tolerance = tolerance(if rounds { self.precision } else { Precision::F32 });
         for ((name, state), (&(page, start), expected)) in
             self.case.layout.iter().zip(self.at.iter().zip(&self.expected))
         {

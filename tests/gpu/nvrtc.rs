@@ -5,7 +5,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
-use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, Variant, cuda_options};
+use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, cuda_options};
 
 use super::missing;
 
@@ -144,7 +144,7 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
         Err(why) => return missing("NVRTC", "SUPERNET_REQUIRE_NVRTC", &why),
     };
     for source in SOURCES {
-        for variant in Variant::ALL {
+        for variant in source.variants() {
             for architecture in ARCHITECTURES {
                 let mut options = cuda_options(variant).to_vec();
                 options.extend(["--std=c++17", "--ptxas-options=-v"].map(str::to_owned));
