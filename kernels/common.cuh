@@ -284,6 +284,12 @@ __device__ inline unsigned below(unsigned word, unsigned n) { return mulhi(word,
 __device__ inline bool is_finite(float v) { return fabsf(v) <= 3.402823466e38f; }
 
 #if TENSOR
+// A number that the compiler cannot know: what depends on it is computed anew and takes no register up to there.
+__device__ inline unsigned anew(unsigned v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 // A factor of a product, rounded to the nearest tf32, which has ten bits behind the point, ties away from zero.
 __device__ inline float factor(float v) {
 #ifdef __CUDA_ARCH__

@@ -387,12 +387,20 @@ dense_input(const __grid_constant__ JobsParams p, const __grid_constant__ Pages 
     const unsigned load_k = threadIdx.x % quads * 4, load_row = threadIdx.x / quads;
 
     float4 acc[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
+#if TENSOR
+    // In shared memory: there are not enough registers.
+    __shared__ Origin pixels[2 * BLOCK];
+    constexpr unsigned apart = BLOCK;
+    const unsigned own = threadIdx.x;
+#else
     Origin pixels[2];
+    constexpr unsigned apart = 1, own = 0;
+#endif
 #pragma unroll
     for (unsigned l = 0; l < 2; l++) {
         const unsigned row = first * c.rows + load_row + l * (BLOCK / quads);
         const unsigned line = row / width, image = line / height;
-        pixels[l] = {image, row < j.rows ? line - image * height : OUTSIDE, row - line * width};
+        pixels[l * apart + own] = {image, row < j.rows ? line - image * height : OUTSIDE, row - line * width};
     }
     for (unsigned source = 0; source < j.sources; source++) {
         const DenseInput& s = table[index + source];
@@ -406,7 +414,8 @@ dense_input(const __grid_constant__ JobsParams p, const __grid_constant__ Pages 
 #pragma unroll
                     for (unsigned l = 0; l < 2; l++) {
                         if (l < c.loads) {
-                            const unsigned y = pixels[l].y + shift_y, x = pixels[l].x + shift_x, image = pixels[l].image;
+                            const Origin& pixel = pixels[l * apart + own];
+                            const unsigned y = pixel.y + shift_y, x = pixel.x + shift_x, image = pixel.image;
                             float4 v = quad(0.0f);
                             if (y < s.y_height && x < s.y_width) {
                                 v = gradient4(pages, s, (image * s.y_height + y) * s.y_width + x, image, k + load_k);
@@ -428,11 +437,16 @@ dense_input(const __grid_constant__ JobsParams p, const __grid_constant__ Pages 
         }
     }
 
-    const unsigned channel = group + c.column;
+#if TENSOR
+    const Cover mine = cover_of(anew(j.lanes));
+#else
+    const Cover& mine = c;
+#endif
+    const unsigned channel = group + mine.column;
     const unsigned valid = exist(channel, j.x_channels);
 #pragma unroll
     for (unsigned r = 0; r < 4; r++) {
-        const unsigned row = first * c.rows + c.row + r;
+        const unsigned row = first * mine.rows + mine.row + r;
         if (row >= j.rows) continue;
         const unsigned line = row / width, image = line / height;
         const unsigned y = (line - image * height) * stride + phase_y, x = (row - line * width) * stride + phase_x;
@@ -476,11 +490,16 @@ dense_weight(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
     const Geometry s = geometry_of(j);
     const unsigned depth = s.kernel * s.kernel * s.x_channels;
     const unsigned end = min((chunk + 1) * j.chunk_rows, j.rows), pixels = j.y_height * j.y_width;
-    const unsigned left_k = threadIdx.x / row_quads, left_quad = threadIdx.x % row_quads;
-    const unsigned right_k = threadIdx.x / column_quads;
+    const unsigned left_k = threadIdx.x / row_quads, right_k = threadIdx.x / column_quads;
+#if !TENSOR
+    const unsigned left_quad = threadIdx.x % row_quads;
+#endif
 
     float4 acc[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
     for (unsigned first = chunk * j.chunk_rows; first < end; first += step) {
+#if TENSOR
+        const unsigned left_quad = anew(threadIdx.x) % row_quads;
+#endif
         if (left_k < step) {
             const unsigned k = tile_row + 4 * left_quad;
             float4 v = patch4(at(pages, j.x), s, origin_of(s, first + left_k, end), j.x_stride, has(j.flags, RELU), k);
@@ -499,8 +518,8 @@ dense_weight(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
             put_columns(right, right_stride, right_k, column, v);
         }
         __syncthreads();
-        product(acc, left + 4 * (row % row_quads), right + 2 * (warp % across * 16 + lane / 4 * 2), left_stride, right_stride, slice, step,
-                slices);
+        product(acc, left + 4 * (row % row_quads), right + 2 * (warp % across * 16 + lane / 4 * 2), left_stride, right_stride,
+                anew(threadIdx.x) / sharing, step, slices);
 #else
             left_tile[threadIdx.x] = v;
         }
@@ -519,7 +538,11 @@ dense_weight(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
     const unsigned channel = tile_column + 4 * column;
     const unsigned valid = exist(channel, j.y_channels);
     const unsigned rows = depth + (has(j.flags, ONES) ? 1 : 0);
+#if TENSOR
+    float* partial = at(pages, j.partial) + anew(block - j.first_block) / j.column_tiles / j.row_tiles * padded(rows * j.y_channels);
+#else
     float* partial = at(pages, j.partial) + chunk * padded(rows * j.y_channels);
+#endif
 #pragma unroll
     for (unsigned r = 0; r < 4; r++) {
         left_tile[threadIdx.x] = acc[r];
