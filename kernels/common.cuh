@@ -61,6 +61,13 @@ __device__ inline float4 inverse_deviation(float4 v, float eps) {
     return make_float4(1.0f / sqrtf(v.x + eps), 1.0f / sqrtf(v.y + eps), 1.0f / sqrtf(v.z + eps), 1.0f / sqrtf(v.w + eps));
 }
 
+// Has the compiler compute a quad before anything else begins, where there would not be enough registers for both.
+__device__ inline void settle(float4& v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
+#endif
+}
+
 // The first `valid` of four channels; zero for the others.
 __device__ inline float4 load4(const float* p, unsigned valid) {
 #if WIDE
@@ -112,10 +119,8 @@ __device__ inline float4 load4(Map map, unsigned valid) {
     } else {
         v = load4(whole_at(map), valid);
     }
-#ifdef __CUDA_ARCH__
-    // Both ways end here, before anything else begins: otherwise there are not enough registers.
-    asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
-#endif
+    // Both ways end here.
+    settle(v);
     return v;
 }
 
@@ -387,5 +392,32 @@ __device__ inline void product(float4 (&acc)[4], const float* left, const float*
         mma(acc[2].x, acc[2].z, acc[3].x, acc[3].z, c.x, c.y, c.z, c.w, b.x, b.y);
         mma(acc[2].y, acc[2].w, acc[3].y, acc[3].w, c.x, c.y, c.z, c.w, b.z, b.w);
     }
+}
+
+// What a thread of a warp owns of a tile of 64 rows and `lanes` quads of columns, as in `product`: its `row` counts groups of four
+// rows. Warps beyond the columns only take part in barriers.
+constexpr unsigned TILE_ROWS = 64;
+
+__device__ inline Lane tile_lane(unsigned channels, unsigned lanes, unsigned group) {
+    const unsigned warp = threadIdx.x / 32, column = warp / 2 * 4 + threadIdx.x % 4;
+    Lane lane;
+    lane.rows = TILE_ROWS / 4;
+    lane.row = warp % 2 * 8 + threadIdx.x % 32 / 4;
+    lane.channel = 4 * (group * lanes + column);
+    lane.valid = column < lanes && lane.channel < channels ? min(4u, channels - lane.channel) : 0;
+    lane.used = lane.valid > 0;
+    return lane;
+}
+
+// Strides of such tiles.
+constexpr unsigned TILE_LEFT = 2 * TILE_ROWS + 8;
+__device__ inline unsigned tile_right(unsigned lanes) { return right_stride_of((lanes + 3) / 4 * 16); }
+
+// acc += left * right for the tile, over `step` quads of indices, an even number.
+__device__ inline void tile_product(float4 (&acc)[4], const float* left, const float* right, unsigned lanes, unsigned step) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp / 2 * 4 >= lanes) return;
+    product(acc, left + warp % 2 * 32 + lane / 4 * 4, right + 2 * (warp / 2 * 16 + lane / 4 * 2), TILE_LEFT, tile_right(lanes), 0,
+            4 * step, 1);
 }
 #endif

@@ -135,18 +135,35 @@ __device__ inline unsigned valid_of(unsigned channel, unsigned channels) {
     return channel < channels ? min(4u, channels - channel) : 0;
 }
 
+// Quads of channels that are in shared memory at once. Tensor cores multiply whole groups of eight channels.
+__device__ inline unsigned step_of(const SeparableGradient& j) {
+#if TENSOR
+    return (j.step + 1) / 2 * 2;
+#else
+    return j.step;
+#endif
+}
+
 // dd = dy pointwise^T, for `lanes` quads of a chunk of pixels, tile by tile. Keeps dy if it is to be read again.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_backward_product(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
     // dy, a quad of channels after the other; and as many columns of the pointwise weights.
+#if TENSOR
+    __shared__ float4 tile[8 * TILE_LEFT / 4];
+#else
     __shared__ float4 tile[BLOCK];
+#endif
     __shared__ float4 matrix[BLOCK];
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const SeparableGradient& j = table[job_of(table, p.jobs, block)];
     const unsigned group = (block - j.first_block) % j.groups;
     const unsigned start = (block - j.first_block) / j.groups * j.chunk_rows;
+#if TENSOR
+    const Lane lane = tile_lane(j.channels, j.lanes, group);
+#else
     const Lane lane = lane_of(j.channels, j.lanes, group);
+#endif
     const unsigned end = min(start + j.chunk_rows, j.rows);
     const unsigned t = threadIdx.x;
 
@@ -154,20 +171,24 @@ separable_backward_product(const __grid_constant__ JobsParams p, const __grid_co
         float4 sum[ROWS];
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) sum[k] = quad(0.0f);
-        for (unsigned base = 0; base < j.out_channels; base += 4 * j.step) {
-            const unsigned pixel = t / j.step;
-            const unsigned channel = base + 4 * (t % j.step);
+        for (unsigned base = 0; base < j.out_channels; base += 4 * step_of(j)) {
+            const unsigned pixel = t / step_of(j);
+            const unsigned channel = base + 4 * (t % step_of(j));
             if (pixel < PIXELS) {
                 const unsigned valid = valid_of(channel, j.out_channels);
                 const bool there = first + pixel < end && valid > 0;
                 const float4 dy = there ? term(j, pages, first + pixel, channel, valid) : quad(0.0f);
-                tile[t % j.step * PIXELS + pixel] = dy;
+#if TENSOR
+                put_row(reinterpret_cast<float*>(tile), TILE_LEFT, 4 * (t % step_of(j)), pixel, dy);
+#else
+                tile[t % step_of(j) * PIXELS + pixel] = dy;
+#endif
                 if (there && group == 0 && j.flags & STORE) {
                     store4(at(pages, j.dy) + (first + pixel) * padded(j.out_channels) + channel, dy, 4);
                 }
             }
-            const unsigned column = base + t % (4 * j.step);
-            const unsigned quads = t / (4 * j.step);
+            const unsigned column = base + t % (4 * step_of(j));
+            const unsigned quads = t / (4 * step_of(j));
             if (quads < j.lanes) {
                 const unsigned row = 4 * (group * j.lanes + quads);
                 const float* w = at(pages, j.pointwise) + row * j.weight_stride + column;
@@ -177,10 +198,16 @@ separable_backward_product(const __grid_constant__ JobsParams p, const __grid_co
                 if (valid > 1) v.y = w[j.weight_stride];
                 if (valid > 2) v.z = w[2 * j.weight_stride];
                 if (valid > 3) v.w = w[3 * j.weight_stride];
-                matrix[t % (4 * j.step) * j.lanes + quads] = v;
+#if TENSOR
+                put_columns(reinterpret_cast<float*>(matrix), tile_right(j.lanes), t % (4 * step_of(j)), 4 * quads, v);
             }
             __syncthreads();
-            for (unsigned q = 0; q < j.step; q++) {
+            tile_product(sum, reinterpret_cast<const float*>(tile), reinterpret_cast<const float*>(matrix), j.lanes, step_of(j));
+#else
+                matrix[t % (4 * step_of(j)) * j.lanes + quads] = v;
+            }
+            __syncthreads();
+            for (unsigned q = 0; q < step_of(j); q++) {
                 const float4* w = matrix + 4 * q * j.lanes + t % j.lanes;
                 const float4 w0 = w[0], w1 = w[j.lanes], w2 = w[2 * j.lanes], w3 = w[3 * j.lanes];
 #pragma unroll
@@ -191,11 +218,16 @@ separable_backward_product(const __grid_constant__ JobsParams p, const __grid_co
                     sum[k] = sum[k] + d.x * w0 + d.y * w1 + d.z * w2 + d.w * w3;
                 }
             }
+#endif
             __syncthreads();
         }
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) {
+#if TENSOR
+            const unsigned row = 4 * lane.row + k;
+#else
             const unsigned row = lane.row + k * lane.rows;
+#endif
             if (!lane.used || row >= PIXELS || first + row >= end) continue;
             store4(at(pages, j.dd) + (first + row) * padded(j.channels) + lane.channel, sum[k], 4);
         }

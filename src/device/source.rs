@@ -35,7 +35,7 @@ impl Variant {
 }
 
 /// Stems of the sources that multiply matrices, which tensor cores can do.
-pub const PRODUCTS: &[&str] = &["dense"];
+pub const PRODUCTS: &[&str] = &["dense", "separable", "separable_backward"];
 
 /// The files of one stem.
 #[derive(Clone, Copy, Debug)]
