@@ -109,7 +109,13 @@ __device__ inline float4 depthwise(const SeparableGradient& j, const Pages& page
 #pragma unroll 1
         for (unsigned ix = left; ix != left + reach; ix += j.dilation) {
             if (iy < j.x_h && ix < j.x_w) {
+#if TENSOR
+                float4 v = load4(x + (iy * j.x_w + ix) * j.x_stride, valid);
+                settle(v);
+                const float4 r = relu(n, v);
+#else
                 const float4 r = relu(n, load4(x + (iy * j.x_w + ix) * j.x_stride, valid));
+#endif
                 sum = sum + load4(weights, valid) * r;
             }
             weights += j.tap_stride;
@@ -234,6 +240,76 @@ separable_backward_product(const __grid_constant__ JobsParams p, const __grid_co
     }
 }
 
+#if TENSOR
+// What a thread owns of a product of `lanes` quads of rows and `out_lanes` quads of columns.
+struct Part {
+    unsigned row, column;     // its quads of rows and of columns
+    unsigned split, splits;   // which of those that share the summed index, and how many do
+    unsigned sharing;         // threads that a split has
+};
+
+__device__ inline Part part_of(unsigned lanes, unsigned out_lanes) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = (out_lanes + 3) / 4;
+    const unsigned units = (lanes + 7) / 8 * across, unit = warp % units;
+    return {unit / across * 8 + lane / 4, unit % across * 4 + lane % 4, warp / units, BLOCK / 32 / units, 32 * units};
+}
+
+// Gradient of the pointwise weights, d^T dy over a chunk of pixels. Warps cover the product; those that are left share the
+// pixels.
+__device__ inline void pointwise_gradient(const SeparableGradient& j, const Pages& pages, unsigned index, float4* left, float4* right) {
+    const unsigned t = threadIdx.x;
+    const unsigned end = min((index / j.out_groups / j.groups + 1) * j.chunk_rows, j.rows);
+    // As many pixels at once as there are threads for their quads, in whole groups of eight.
+    const unsigned rows = BLOCK / 4 / ((max(j.lanes, j.out_lanes) + 3) / 4) / 8 * 8;
+    const unsigned left_stride = left_stride_of((j.lanes + 3) / 4 * 16), right_stride = right_stride_of((j.out_lanes + 3) / 4 * 16);
+
+    float4 sum[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
+    for (unsigned first = index / j.out_groups / j.groups * j.chunk_rows; first < end; first += rows) {
+        const unsigned k = t / j.lanes;
+        if (k < rows) {
+            const unsigned channel = 4 * (index / j.out_groups % j.groups * j.lanes + t % j.lanes);
+            const unsigned valid = valid_of(channel, j.channels);
+            const float4 d = first + k < end && valid > 0 ? depthwise(j, pages, first + k, channel, valid) : quad(0.0f);
+            put_rows(reinterpret_cast<float*>(left), left_stride, k, 4 * (t % j.lanes), d);
+        }
+        const unsigned out_k = t / j.out_lanes;
+        if (out_k < rows) {
+            const unsigned out_channel = 4 * (index % j.out_groups * j.out_lanes + t % j.out_lanes);
+            const unsigned valid = valid_of(out_channel, j.out_channels);
+            const float* g = at(pages, j.g) + (first + out_k) * j.g_stride + out_channel;
+            const float4 dy = first + out_k < end && valid > 0 ? load4(g, valid) : quad(0.0f);
+            put_columns(reinterpret_cast<float*>(right), right_stride, out_k, 4 * (t % j.out_lanes), dy);
+        }
+        __syncthreads();
+        const Part part = part_of(anew(j.lanes), anew(j.out_lanes));
+        if (part.split < part.splits) {
+            // Rows that do not exist are read as others and not kept.
+            const float* a = reinterpret_cast<const float*>(left) + 4 * (part.row < j.lanes ? part.row : 0);
+            const float* b = reinterpret_cast<const float*>(right) + 2 * (4 * (part.column - t % 4) + t % 32 / 4 * 2);
+            product(sum, a, b, left_stride, right_stride, part.split, rows, part.splits);
+        }
+        __syncthreads();
+    }
+
+    const Part part = part_of(anew(j.lanes), anew(j.out_lanes));
+    const unsigned chunk = index / j.out_groups / j.groups;
+    const unsigned row = 4 * (index / j.out_groups % j.groups * j.lanes + part.row);
+    const unsigned out_channel = 4 * (index % j.out_groups * j.out_lanes + part.column);
+    const bool kept = part.split == 0 && part.row < j.lanes && part.column < j.out_lanes;
+    const unsigned valid = valid_of(out_channel, j.out_channels);
+    float* partial = at(pages, j.partial) + chunk * padded(j.channels * j.out_channels) + row * j.out_channels + out_channel;
+#pragma unroll
+    for (unsigned r = 0; r < 4; r++) {
+        left[t] = sum[r];
+        __syncthreads();
+        if (kept && row + r < j.channels) {
+            for (unsigned split = 1; split < part.splits; split++) sum[r] = sum[r] + left[t + split * part.sharing];
+            store4(partial + r * j.out_channels, sum[r], valid);
+        }
+        __syncthreads();
+    }
+}
+#else
 // Gradient of the pointwise weights, d^T dy over a chunk of pixels. A thread owns two rows by four columns; the threads
 // that are left share the pixels.
 __device__ inline void pointwise_gradient(const SeparableGradient& j, const Pages& pages, unsigned index, float4* left, float4* right) {
@@ -284,6 +360,7 @@ __device__ inline void pointwise_gradient(const SeparableGradient& j, const Page
     if (row < j.channels) store4(partial, sum[0], valid);
     if (row + 1 < j.channels) store4(partial + j.out_channels, sum[1], valid);
 }
+#endif
 
 // Gradient of the depthwise weights over a chunk of pixels: a thread owns a tap and a quad of channels; the threads that
 // are left share the pixels.
@@ -395,8 +472,13 @@ __device__ inline void input_gradient(const SeparableGradient* jobs, const Pages
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_backward_gradients(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
+#if TENSOR
+    __shared__ float4 left[320];
+    __shared__ float4 right[320];
+#else
     __shared__ float4 left[BLOCK];
     __shared__ float4 right[BLOCK];
+#endif
     __shared__ Norm norms[BLOCK];
     const unsigned block = block_index();
     if (block >= p.blocks) return;

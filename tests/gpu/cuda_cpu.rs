@@ -9,7 +9,7 @@ use std::process::Command;
 use libloading::Library;
 use supernet::device::precision::Precision;
 use supernet::device::source::{COMMON, COMMON_NAME, PRODUCTS, SOURCES, Source, Variant, cuda_options, source};
-use supernet::ops::launch::Launch;
+use supernet::ops::launch::{BLOCK, Launch};
 
 use super::cases;
 use super::harness::{KERNELS_WITH_HALVES, Machine, Page, Placed, Spread, folded, narrow};
@@ -171,7 +171,8 @@ fn agree(precision: Precision) {
         for spread in [Spread::One, Spread::Each] {
             let placed = Placed::stored(&case, spread, precision);
             let launches = placed.launches();
-            if tensor && !launches.iter().any(|l| PRODUCTS.contains(&l.source)) {
+            // Shuffles stand for tensor cores, at length.
+            if tensor && (spread == Spread::Each || !launches.iter().any(|l| PRODUCTS.contains(&l.source))) {
                 continue;
             }
             let bits = ORDERS.map(|order| {
@@ -179,8 +180,12 @@ fn agree(precision: Precision) {
                 placed.check(&mut machine, &launches)
             });
             assert!(bits[0] == bits[1] && bits[0] == bits[2], "{}: the order of threads shows", case.name);
-            assert!(placed.check(&mut machine, &folded(&launches)) == bits[0], "{}: the grid's shape shows", case.name);
             machine.order = 0;
+            assert!(
+                tensor || placed.check(&mut machine, &folded(&launches)) == bits[0],
+                "{}: the grid's shape shows",
+                case.name
+            );
             placed.check(&mut machine, &narrow(&launches));
         }
     }
@@ -197,15 +202,160 @@ fn cuda_kernels_read_and_write_halves() {
             if placed.has_halves() {
                 let launches = placed.launches();
                 seen.extend(launches.iter().filter(|l| l.halves).map(|l| l.kernel));
-                for tensor in [false, true] {
-                    machine.tensor = tensor;
+                placed.check(&mut machine, &launches);
+                placed.check(&mut machine, &narrow(&launches));
+                if spread == Spread::One {
+                    machine.tensor = true;
                     placed.check(&mut machine, &launches);
                     placed.check(&mut machine, &narrow(&launches));
+                    machine.tensor = false;
                 }
             }
         }
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), KERNELS_WITH_HALVES);
+}
+
+/// Factors of few bits, whose products are exact: every element by itself, so that no fragment can lie elsewhere than where
+/// PTX has it. The first kernel fills and empties fragments as the PTX ISA says, the second goes through the tiles.
+const FRAGMENTS: &str = r#"
+#include "common.cuh"
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+fragment(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
+    const unsigned lane = threadIdx.x % 32, group = lane >> 2, in_group = lane % 4;
+    const float *a = pages.page[0], *b = pages.page[1];
+    float *d = pages.page[2], v[4], f[6];
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = i % 2 == 0 ? group : group + 8, col = i < 2 ? in_group : in_group + 4;
+        f[i] = factor(a[row * 8 + col]);
+        v[i] = d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
+    }
+    for (unsigned i = 0; i < 2; i++) f[4 + i] = factor(b[(i == 0 ? in_group : in_group + 4) * 8 + group]);
+    mma(v[0], v[1], v[2], v[3], f[0], f[1], f[2], f[3], f[4], f[5]);
+    if (threadIdx.x < 32) {
+        for (unsigned i = 0; i < 4; i++) d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = v[i];
+    }
+}
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+tiles(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
+    __shared__ float4 left[8 * TILE_LEFT / 4];
+    __shared__ float4 right[208];
+    const float *a = pages.page[0], *b = pages.page[1];
+    float* d = pages.page[2];
+    // 64 rows, 40 columns, 16 indices; twice, by the other way to fill each tile.
+    for (unsigned way = 0; way < 2; way++) {
+        float *l = reinterpret_cast<float*>(left), *r = reinterpret_cast<float*>(right);
+        const unsigned t = threadIdx.x, row = t / 4, k = t % 4 * 4;
+        if (way == 0) put_row(l, TILE_LEFT, k, row, make_float4(a[row * 16 + k], a[row * 16 + k + 1], a[row * 16 + k + 2], a[row * 16 + k + 3]));
+        else {
+            const unsigned k = t / 16, row = t % 16 * 4;
+            put_rows(l, TILE_LEFT, k, row, make_float4(a[row * 16 + k], a[row * 16 + 16 + k], a[row * 16 + 32 + k], a[row * 16 + 48 + k]));
+        }
+        if (way == 0 && t < 160) {
+            const unsigned k = t / 10, c = t % 10 * 4;
+            put_columns(r, tile_right(10), k, c, make_float4(b[k * 40 + c], b[k * 40 + c + 1], b[k * 40 + c + 2], b[k * 40 + c + 3]));
+        }
+        if (way == 1 && t < 160) {
+            const unsigned c = t / 4, k = t % 4 * 4;
+            put_column(r, tile_right(10), k, c, make_float4(b[k * 40 + c], b[k * 40 + 40 + c], b[k * 40 + 80 + c], b[k * 40 + 120 + c]));
+        }
+        __syncthreads();
+        float4 acc[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
+        tile_product(acc, l, r, 10, 4);
+        const Lane lane = tile_lane(40, 10, 0);
+        for (unsigned i = 0; i < 4 && lane.used; i++) store4(d + way * 2560 + (4 * lane.row + i) * 40 + lane.channel, acc[i], lane.valid);
+        __syncthreads();
+    }
+}
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+round(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
+    pages.page[1][threadIdx.x] = factor(pages.page[0][threadIdx.x]);
+}
+"#;
+
+/// Runs a kernel of [`FRAGMENTS`], or of what `edit` makes of the sources.
+fn fragments(kernel: &'static str, pages: &mut [Page], edit: impl Fn(&str) -> String + Sync) {
+    let stem = "dense";
+    let variant = Variant { tensor: true, ..Variant::default() };
+    let text = FRAGMENTS.replace("NoParams", "NoTable");
+    let source = Source { stem, cuda: text.leak(), shader: "" };
+    let mut machine = CudaCpu::new(&format!("fragments_{kernel}"), &[(source, variant)], edit);
+    machine.tensor = true;
+    let launch = Launch {
+        source: stem,
+        kernel,
+        wide: false,
+        halves: false,
+        params: vec![0],
+        table: Vec::new(),
+        pages: (0..pages.len() as u32).collect(),
+        grid: [1, 1, 1],
+        block: BLOCK,
+        jobs: None,
+        reads: Vec::new(),
+        writes: Vec::new(),
+    };
+    machine.run(&[launch], pages).expect("the kernel runs");
+}
+
+fn page(len: usize, value: impl Fn(usize) -> f32) -> Page {
+    let mut page = Page::new(len);
+    page.values_mut().iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
+    page
+}
+
+/// Whether products through fragments, and through tiles, are exact.
+fn exact(edit: impl Fn(&str) -> String + Sync) -> [bool; 2] {
+    let (a, b) = (|i: usize| (i * 7 % 251) as f32 - 125.0, |i: usize| (i * 13 % 241) as f32 / 8.0 - 15.0);
+    let product = |row: usize, column: usize, depth: usize, columns: usize| {
+        (0..depth).map(|k| a(row * depth + k) * b(k * columns + column)).sum::<f32>()
+    };
+    let mut one = [page(128, a), page(64, b), page(128, |i| i as f32)];
+    fragments("fragment", &mut one, &edit);
+    let whole = one[2].values().iter().enumerate().all(|(i, &d)| d == i as f32 + product(i / 8, i % 8, 8, 8));
+    let mut tiles = [page(64 * 16, a), page(16 * 40, b), page(2 * 64 * 40, |_| f32::NAN)];
+    fragments("tiles", &mut tiles, &edit);
+    let expected = |i: usize| product(i % 2560 / 40, i % 40, 16, 40);
+    [whole, tiles[2].values().iter().enumerate().all(|(i, &d)| d == expected(i))]
+}
+
+#[test]
+fn fragments_lie_where_ptx_has_them() {
+    assert_eq!(exact(str::to_owned), [true, true]);
+    let broken = |from: &str, to: &str| {
+        assert!(COMMON.contains(from), "{from}");
+        exact(|text| text.replace(from, to))
+    };
+    assert_eq!(broken("k < 4 ? a0 : a2, 4 * g", "k < 4 ? a0 : a1, 4 * g"), [false, false], "another fragment of a");
+    assert_eq!(broken("4 * (2 * q + 1) + k % 4", "4 * (q + 4) + k % 4"), [false, false], "another column of d");
+    assert_eq!(broken("acc[0].y, acc[0].w, acc[1]", "acc[0].w, acc[0].y, acc[1]"), [true, false], "columns changed over");
+    assert_eq!(broken("row / 2 % 2 * half_of", "row % 2 * half_of"), [true, false], "rows in the wrong half");
+    assert_eq!(broken("p[4] = factor(v.z)", "p[4] = factor(v.w)"), [true, false], "a column twice");
+}
+
+#[test]
+fn factors_are_rounded_to_the_nearest() {
+    let ulp = f32::from_bits(0x3f80_2000) - 1.0;
+    let pairs = [
+        (1.0, 1.0),
+        (1.0 + 0.499 * ulp, 1.0),
+        (1.0 + 0.5 * ulp, 1.0 + ulp),
+        (-1.0 - 0.5 * ulp, -1.0 - ulp),
+        (2.0 - 0.5 * ulp, 2.0),
+        (0.0, 0.0),
+        (-0.0, -0.0),
+        (3.0e-39, f32::from_bits((3.0e-39f32.to_bits() + 0x1000) & !0x1fff)),
+        (f32::MAX, f32::INFINITY),
+        (f32::INFINITY, f32::INFINITY),
+        (f32::NEG_INFINITY, f32::NEG_INFINITY),
+        (f32::NAN, f32::NAN),
+        (f32::from_bits(0x7fff_ffff), f32::NAN),
+    ];
+    let mut pages = [page(BLOCK as usize, |i| pairs.get(i).map_or(0.0, |pair| pair.0)), Page::new(BLOCK as usize)];
+    fragments("round", &mut pages, str::to_owned);
+    for ((from, to), &found) in pairs.iter().zip(pages[1].values()) {
+        assert!(found.to_bits() == to.to_bits() || to.is_nan() && found.is_nan(), "{from} becomes {found}, not {to}");
+    }
 }
 
 /// The tests above are worth something only if they notice a broken kernel.
