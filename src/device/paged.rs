@@ -18,6 +18,11 @@ pub trait Backend {
     /// What computes, for people.
     fn name(&self) -> String;
 
+    /// How matrices are multiplied, for people, where that is not always the same.
+    fn products(&self) -> Option<String> {
+        None
+    }
+
     /// Most elements of a page, a multiple of 64.
     fn page(&self) -> usize;
 
@@ -97,6 +102,9 @@ pub struct OpTimes {
 pub trait Gpu {
     /// What computes, for people.
     fn name(&self) -> String;
+
+    /// As [`Backend::products`].
+    fn products(&self) -> Option<String>;
 
     /// Values of a state.
     ///
@@ -243,6 +251,10 @@ impl<B: Backend> Paged<B> {
 impl<B: Backend> Gpu for Paged<B> {
     fn name(&self) -> String {
         self.backend.name()
+    }
+
+    fn products(&self) -> Option<String> {
+        self.backend.products()
     }
 
     fn read(&mut self, state: State) -> Result<Vec<f32>> {

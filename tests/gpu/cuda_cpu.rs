@@ -268,7 +268,7 @@ tiles(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, c
     }
 }
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
-round(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
+rounding(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
     pages.page[1][threadIdx.x] = factor(pages.page[0][threadIdx.x]);
 }
 "#;
@@ -352,7 +352,7 @@ fn factors_are_rounded_to_the_nearest() {
         (f32::from_bits(0x7fff_ffff), f32::NAN),
     ];
     let mut pages = [page(BLOCK as usize, |i| pairs.get(i).map_or(0.0, |pair| pair.0)), Page::new(BLOCK as usize)];
-    fragments("round", &mut pages, str::to_owned);
+    fragments("rounding", &mut pages, str::to_owned);
     for ((from, to), &found) in pairs.iter().zip(pages[1].values()) {
         assert!(found.to_bits() == to.to_bits() || to.is_nan() && found.is_nan(), "{from} becomes {found}, not {to}");
     }

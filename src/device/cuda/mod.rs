@@ -83,13 +83,15 @@ impl Backend for Cuda {
     type Recording = Recording;
 
     fn name(&self) -> String {
+        self.context.info.to_string()
+    }
+
+    fn products(&self) -> Option<String> {
         let Info { capability: (major, minor), .. } = self.context.info;
-        let products = match (self.precision.has_tf32(), self.kernels.tensor) {
-            (false, _) => String::new(),
-            (true, true) => ", products in tf32".into(),
-            (true, false) => format!(", products in f32 (compute capability {major}.{minor} has no tf32, 8.0 has)"),
-        };
-        format!("{}{products}", self.context.info)
+        self.precision.has_tf32().then(|| match self.kernels.tensor {
+            true => "in tf32, on tensor cores".into(),
+            false => format!("in f32: compute capability {major}.{minor} has no tf32, 8.0 and newer have"),
+        })
     }
 
     fn set_precision(&mut self, precision: Precision) {
