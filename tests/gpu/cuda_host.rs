@@ -314,6 +314,7 @@ fn whole_steps_equal_the_processors() {
         let close = found.iter().zip(expected).all(|(f, e)| (f - e).abs() <= 2e-3 * e.abs());
         assert!(close, "{name} in tf32: {found:?}, expected {expected:?}");
     }
+    drop(device);
 
     // What is not finite is found op by op, in between the replays of a captured program.
     let mut device = open(&search.layout, true).unwrap();
