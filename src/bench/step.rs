@@ -13,7 +13,7 @@ use crate::config::{SearchConfig, TrainConfig};
 use crate::data::{Batch, Geometry, Normalisation};
 use crate::device::cpu::OpTime;
 use crate::device::paged::Gpu;
-use crate::device::{Device, DeviceSpec, Precision, Executable};
+use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Program, State};
 use crate::machine::Machine;
@@ -165,7 +165,9 @@ impl Subject {
                 let TrainConfig { genotype, channels, layers, batch, auxiliary, drop_path, .. } = c;
                 let cells = genotype.rsplit('/').next().unwrap_or(genotype);
                 let precision = precision(c.precision);
-                format!("training/{cells}/c{channels}/l{layers}/b{batch}/{size}/aux{auxiliary}/drop{drop_path}{precision}")
+                format!(
+                    "training/{cells}/c{channels}/l{layers}/b{batch}/{size}/aux{auxiliary}/drop{drop_path}{precision}"
+                )
             }
         }
     }

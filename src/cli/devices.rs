@@ -159,7 +159,10 @@ fn lines(report: &Report) -> Lines {
         Device::Cuda { reason, gpu: Some(gpu), .. } => lines
             .add(format!("cuda:{}", gpu.index), &gpu.name)
             .add("  compute capability", &gpu.compute_capability)
-            .add("  products in tf32", if gpu.tf32 { "yes" } else { "no, in f32: compute capability 8.0 and newer have it" })
+            .add(
+                "  products in tf32",
+                if gpu.tf32 { "yes" } else { "no, in f32: compute capability 8.0 and newer have it" },
+            )
             .add("  memory", mib(gpu.memory_bytes))
             .add("  driver", format!("CUDA {}", gpu.driver))
             .add("  NVRTC", gpu.nvrtc.as_ref().or(reason.as_ref()).map_or("none", String::as_str)),

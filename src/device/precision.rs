@@ -161,7 +161,9 @@ impl FromStr for Precision {
     fn from_str(text: &str) -> Result<Self> {
         let all = [Self::F32, Self::Tf32, Self::F16, Self::Bf16];
         let found = all.into_iter().find(|precision| precision.to_string() == text);
-        found.ok_or_else(|| Error::usage(format!("precision `{text}`: expected f32, f16 (on wgpu), tf32 or bf16 (on cuda)")))
+        found.ok_or_else(|| {
+            Error::usage(format!("precision `{text}`: expected f32, f16 (on wgpu), tf32 or bf16 (on cuda)"))
+        })
     }
 }
 

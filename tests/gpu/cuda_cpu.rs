@@ -52,7 +52,8 @@ const PLAIN: &[&str] = &["-O2"];
 
 fn compile(folder: &Path, options: &[&str], source: &Source, text: &str, variant: Variant) -> PathBuf {
     let Variant { wide, halves, tensor } = variant;
-    let [width, halves, tensor] = [(wide, "_wide"), (halves, "_halves"), (tensor, "_tensor")].map(|(on, s)| if on { s } else { "" });
+    let [width, halves, tensor] =
+        [(wide, "_wide"), (halves, "_halves"), (tensor, "_tensor")].map(|(on, s)| if on { s } else { "" });
     let name = format!("{}{width}{halves}{tensor}", source.stem);
     let exports: String = source.entry_points().iter().map(|k| format!("CUDA_CPU_EXPORT({k})\n")).collect();
     let main = folder.join(format!("{name}.cpp"));
@@ -328,7 +329,11 @@ fn fragments_lie_where_ptx_has_them() {
     };
     assert_eq!(broken("k < 4 ? a0 : a2, 4 * g", "k < 4 ? a0 : a1, 4 * g"), [false, false], "another fragment of a");
     assert_eq!(broken("4 * (2 * q + 1) + k % 4", "4 * (q + 4) + k % 4"), [false, false], "another column of d");
-    assert_eq!(broken("acc[0].y, acc[0].w, acc[1]", "acc[0].w, acc[0].y, acc[1]"), [true, false], "columns changed over");
+    assert_eq!(
+        broken("acc[0].y, acc[0].w, acc[1]", "acc[0].w, acc[0].y, acc[1]"),
+        [true, false],
+        "columns changed over"
+    );
     assert_eq!(broken("row / 2 % 2 * half_of", "row % 2 * half_of"), [true, false], "rows in the wrong half");
     assert_eq!(broken("p[4] = factor(v.z)", "p[4] = factor(v.w)"), [true, false], "a column twice");
 }

@@ -2,8 +2,8 @@
 //! one, the small ones under compute-sanitizer.
 
 use supernet::Result;
-use supernet::device::cuda::Cuda;
 use supernet::device::Precision;
+use supernet::device::cuda::Cuda;
 use supernet::device::paged::Backend;
 use supernet::device::source::PRODUCTS;
 use supernet::ops::launch::Launch;
