@@ -3,8 +3,15 @@
 // Every kernel has the signature (parameter record, pages, table of records); src/ops/launch.rs defines the contract. The
 // device compiles each file with -DBLOCK=<threads of a block> and, once for each kind of launch, with -DWIDE=1 (every
 // group of four channels is aligned to 16 bytes and whole) or -DWIDE=0 (nothing of the kind), and with -DHALVES=1 (some
-// tensors are stored in halves) or -DHALVES=0.
+// tensors are stored in halves) or -DHALVES=0; and files that multiply matrices with -DTENSOR=1 (on tensor cores, their factors
+// rounded to tf32) or -DTENSOR=0.
 #pragma once
+
+// Older devices have no tensor cores for tf32.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#undef TENSOR
+#define TENSOR 0
+#endif
 
 // The pages that a launch binds.
 struct Pages {
@@ -52,6 +59,13 @@ __device__ inline float4 operator*(float a, float4 b) { return quad(a) * b; }
 // 1 / sqrt(v + eps), correctly rounded in each step.
 __device__ inline float4 inverse_deviation(float4 v, float eps) {
     return make_float4(1.0f / sqrtf(v.x + eps), 1.0f / sqrtf(v.y + eps), 1.0f / sqrtf(v.z + eps), 1.0f / sqrtf(v.w + eps));
+}
+
+// Has the compiler compute a quad before anything else begins, where there would not be enough registers for both.
+__device__ inline void settle(float4& v) {
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
+#endif
 }
 
 // The first `valid` of four channels; zero for the others.
@@ -105,10 +119,8 @@ __device__ inline float4 load4(Map map, unsigned valid) {
     } else {
         v = load4(whole_at(map), valid);
     }
-#ifdef __CUDA_ARCH__
-    // Both ways end here, before anything else begins: otherwise there are not enough registers.
-    asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
-#endif
+    // Both ways end here.
+    settle(v);
     return v;
 }
 
@@ -275,3 +287,137 @@ __device__ inline unsigned below(unsigned word, unsigned n) { return mulhi(word,
 
 // Neither NaN nor infinite.
 __device__ inline bool is_finite(float v) { return fabsf(v) <= 3.402823466e38f; }
+
+#if TENSOR
+// A number that the compiler cannot know: what depends on it is computed anew and takes no register up to there.
+__device__ inline unsigned anew(unsigned v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
+// A factor of a product, rounded to the nearest tf32, which has ten bits behind the point, ties away from zero.
+__device__ inline float factor(float v) {
+#ifdef __CUDA_ARCH__
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+    return __uint_as_float(bits);
+#else
+    const unsigned bits = __float_as_uint(v);
+    return (bits & 0x7f800000u) == 0x7f800000u ? v : __uint_as_float((bits + 0x1000u) & 0xffffe000u);
+#endif
+}
+
+// d += a b for a warp: 16 rows, 8 columns, 8 indices that are summed over. With lane = 4 g + q, a lane holds of `a` the rows g
+// and g + 8 at index q (a0, a1) and at q + 4 (a2, a3), of `b` the column g at the same indices (b0, b1), and of `d` the columns
+// 2 q and 2 q + 1 of row g (d0, d1) and of row g + 8 (d2, d3): PTX ISA, "Matrix Fragments for mma.m16n8k8".
+__device__ inline void mma(float& d0, float& d1, float& d2, float& d3, float a0, float a1, float a2, float a3, float b0, float b1) {
+#ifdef __CUDA_ARCH__
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
+                 : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+                   "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+#else
+    const unsigned whole = 0xffffffffu, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    for (unsigned k = 0; k < 8; k++) {
+        const float above = __shfl_sync(whole, k < 4 ? a0 : a2, 4 * g + k % 4);
+        const float below = __shfl_sync(whole, k < 4 ? a1 : a3, 4 * g + k % 4);
+        const float left = __shfl_sync(whole, k < 4 ? b0 : b1, 4 * (2 * q) + k % 4);
+        const float right = __shfl_sync(whole, k < 4 ? b0 : b1, 4 * (2 * q + 1) + k % 4);
+        d0 += above * left;
+        d1 += above * right;
+        d2 += below * left;
+        d3 += below * right;
+    }
+#endif
+}
+
+// Tiles of factors: two neighbouring indices that are summed over lie together, so that a lane finds what it holds of a factor
+// as a quad and no two lanes of a quarter of a warp meet at a bank. Of rows, each two of four lie in halves of their own.
+// Strides are those from one pair of indices to the next.
+__device__ inline unsigned left_stride_of(unsigned rows) { return 2 * rows + 8; }
+__device__ inline unsigned right_stride_of(unsigned columns) { return 2 * columns + 8; }
+__device__ inline unsigned half_of(unsigned left_stride) { return left_stride / 2 + 4; }
+
+// Four rows, from a multiple of four on, at index k.
+__device__ inline void put_rows(float* tile, unsigned stride, unsigned k, unsigned row, float4 v) {
+    float* p = tile + k / 2 * stride + row + k % 2 * 2;
+    p[0] = factor(v.x);
+    p[1] = factor(v.y);
+    p[half_of(stride)] = factor(v.z);
+    p[half_of(stride) + 1] = factor(v.w);
+}
+
+// A row at four indices, from a multiple of four on.
+__device__ inline void put_row(float* tile, unsigned stride, unsigned k, unsigned row, float4 v) {
+    float* p = tile + k / 2 * stride + row / 4 * 4 + row / 2 % 2 * half_of(stride) + row % 2;
+    p[0] = factor(v.x);
+    p[2] = factor(v.y);
+    p[stride] = factor(v.z);
+    p[stride + 2] = factor(v.w);
+}
+
+// Four columns at index k.
+__device__ inline void put_columns(float* tile, unsigned stride, unsigned k, unsigned column, float4 v) {
+    float* p = tile + k / 2 * stride + 2 * column + k % 2;
+    p[0] = factor(v.x);
+    p[2] = factor(v.y);
+    p[4] = factor(v.z);
+    p[6] = factor(v.w);
+}
+
+// A column at four indices, from a multiple of four on.
+__device__ inline void put_column(float* tile, unsigned stride, unsigned k, unsigned column, float4 v) {
+    float* p = tile + k / 2 * stride + 2 * column;
+    p[0] = factor(v.x);
+    p[1] = factor(v.y);
+    p[stride] = factor(v.z);
+    p[stride + 1] = factor(v.w);
+}
+
+// acc += left * right for a warp, 32 rows and 16 columns, over the groups of eight indices first, first + by, ... of all that
+// are below `end`. With lane = 4 g + q, a lane owns the rows 4 g .. 4 g + 3 and the columns 4 q .. 4 q + 3, and `left` points
+// to the first of its rows, `right` to the column 2 g. What `mma` calls row and column is numbered for that: rows g and g + 8
+// of its first call are the rows 4 g and 4 g + 1, columns g of its calls the columns 2 g and 2 g + 1, indices q and q + 4 the
+// indices 2 q and 2 q + 1.
+__device__ inline void product(float4 (&acc)[4], const float* left, const float* right, unsigned left_stride, unsigned right_stride,
+                               unsigned first, unsigned end, unsigned by) {
+#pragma unroll 1
+    for (unsigned group = first; 8 * group < end; group += by) {
+        const unsigned pair = 4 * group + threadIdx.x % 4;
+        const float4 b = *reinterpret_cast<const float4*>(right + pair * right_stride);
+        const float4 a = *reinterpret_cast<const float4*>(left + pair * left_stride);
+        mma(acc[0].x, acc[0].z, acc[1].x, acc[1].z, a.x, a.y, a.z, a.w, b.x, b.y);
+        mma(acc[0].y, acc[0].w, acc[1].y, acc[1].w, a.x, a.y, a.z, a.w, b.z, b.w);
+        const float4 c = *reinterpret_cast<const float4*>(left + pair * left_stride + half_of(left_stride));
+        mma(acc[2].x, acc[2].z, acc[3].x, acc[3].z, c.x, c.y, c.z, c.w, b.x, b.y);
+        mma(acc[2].y, acc[2].w, acc[3].y, acc[3].w, c.x, c.y, c.z, c.w, b.z, b.w);
+    }
+}
+
+// What a thread of a warp owns of a tile of 64 rows and `lanes` quads of columns, as in `product`: its `row` counts groups of four
+// rows. Warps beyond the columns only take part in barriers.
+constexpr unsigned TILE_ROWS = 64;
+
+__device__ inline Lane tile_lane(unsigned channels, unsigned lanes, unsigned group) {
+    const unsigned warp = threadIdx.x / 32, column = warp / 2 * 4 + threadIdx.x % 4;
+    Lane lane;
+    lane.rows = TILE_ROWS / 4;
+    lane.row = warp % 2 * 8 + threadIdx.x % 32 / 4;
+    lane.channel = 4 * (group * lanes + column);
+    lane.valid = column < lanes && lane.channel < channels ? min(4u, channels - lane.channel) : 0;
+    lane.used = lane.valid > 0;
+    return lane;
+}
+
+// Strides of such tiles.
+constexpr unsigned TILE_LEFT = 2 * TILE_ROWS + 8;
+__device__ inline unsigned tile_right(unsigned lanes) { return right_stride_of((lanes + 3) / 4 * 16); }
+
+// acc += left * right for the tile, over `step` quads of indices, an even number.
+__device__ inline void tile_product(float4 (&acc)[4], const float* left, const float* right, unsigned lanes, unsigned step) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp / 2 * 4 >= lanes) return;
+    product(acc, left + warp % 2 * 32 + lane / 4 * 4, right + 2 * (warp / 2 * 16 + lane / 4 * 2), TILE_LEFT, tile_right(lanes), 0,
+            4 * step, 1);
+}
+#endif

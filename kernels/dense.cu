@@ -113,7 +113,11 @@ constexpr unsigned OUTSIDE = 0x40000000;
 // The two factors of a product, a stretch of the summed index at a time: element [k][row] of the left one, [k][column] of
 // the right one. Quads, so that they are aligned.
 __shared__ float4 left_tile[528];
+#if TENSOR
+__shared__ float4 right_tile[320];
+#else
 __shared__ float4 right_tile[272];
+#endif
 
 __device__ inline bool has(unsigned flags, unsigned flag) { return (flags & flag) != 0; }
 
@@ -130,7 +134,8 @@ __device__ inline Geometry geometry_of(const Job& j) {
     return {j.x_height, j.x_width, j.x_channels, j.y_height, j.y_width, j.kernel, j.stride, j.pad};
 }
 
-// How a block of `lanes` quads of columns covers a product: four rows and four columns a thread.
+// How a block of `lanes` quads of columns covers a product: four rows and four columns a thread; on tensor cores 32 rows and 16
+// columns a warp.
 struct Cover {
     unsigned rows;          // of the block
     unsigned step;          // of the summed index, that the tiles hold at once
@@ -139,20 +144,32 @@ struct Cover {
     unsigned row;           // first of the thread's rows in the block
     unsigned column;        // first of its columns
     unsigned loads;         // quads of the left tile that a thread fetches
+    unsigned right;         // where it reads columns
 };
 
 __device__ inline Cover cover_of(unsigned lanes) {
     Cover c;
     c.rows = 4 * BLOCK / lanes;
     c.step = lanes >= 8 ? 16 : 8;
+#if TENSOR
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = lanes / 4;
+    c.left_stride = left_stride_of(c.rows);
+    c.right_stride = right_stride_of(4 * lanes);
+    c.row = warp / across * 32 + lane / 4 * 4;
+    c.column = warp % across * 16 + lane % 4 * 4;
+    c.right = 2 * (warp % across * 16 + lane / 4 * 2);
+#else
     c.left_stride = c.rows + 4;
     c.right_stride = 4 * lanes + 4;
     c.row = threadIdx.x / lanes * 4;
     c.column = threadIdx.x % lanes * 4;
+    c.right = c.column;
+#endif
     c.loads = c.rows * c.step / (4 * BLOCK);
     return c;
 }
 
+#if !TENSOR
 // acc += left * right over the indices first, first + by, ... below `end`.
 __device__ inline void product(float4 (&acc)[4], const float* left, const float* right, unsigned left_stride,
                                unsigned right_stride, unsigned first, unsigned end, unsigned by) {
@@ -176,6 +193,12 @@ __device__ inline void put_transposed(float* tile, unsigned stride, unsigned k, 
     p[2 * stride] = v.z;
     p[3 * stride] = v.w;
 }
+
+__device__ inline void put_row(float* tile, unsigned stride, unsigned k, unsigned row, float4 v) { put_transposed(tile, stride, k, row, v); }
+__device__ inline void put_column(float* tile, unsigned stride, unsigned k, unsigned column, float4 v) {
+    put_transposed(tile, stride, k, column, v);
+}
+#endif
 
 // First pixel that an output pixel reads: `image` counts rows of pixels of the images before. Coordinates wrap around below
 // zero.
@@ -236,9 +259,13 @@ __device__ inline float4 gradient4(const Pages& pages, const Job& j, unsigned ro
 
 // Merges the moments of all threads that own the same columns, as merge_rows does, in the memory of the tiles; the threads
 // of the first rows get the result.
-__device__ inline Moments merge_tile(Moments own, unsigned lanes) {
+__device__ inline Moments merge_tile(Moments own, const Cover& c, unsigned lanes) {
     float* counts = reinterpret_cast<float*>(right_tile);
+#if TENSOR
+    const unsigned t = c.row / 4 * lanes + c.column / 4;
+#else
     const unsigned t = threadIdx.x;
+#endif
     for (unsigned width = BLOCK / lanes; width > 1; width /= 2) {
         counts[t] = own.count;
         left_tile[t] = own.mean;
@@ -301,16 +328,23 @@ dense_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
             for (unsigned l = 0; l < 2; l++) {
                 if (l < c.loads) {
                     const float4 v = patch4(at(pages, j.x), s, origins[l], j.x_stride, has(j.flags, RELU), k + load_k);
-                    put_transposed(left, c.left_stride, load_k, load_row + l * (BLOCK / quads), v);
+                    put_row(left, c.left_stride, load_k, load_row + l * (BLOCK / quads), v);
                 }
             }
             if (right_k < c.step) {
+#if TENSOR
+                const unsigned column = threadIdx.x % j.lanes * 4;
+                const unsigned exists = k + right_k < depth ? exist(group + column, j.y_channels) : 0;
+                const float4 w = load4(at(pages, j.w) + (k + right_k) * j.w_stride + group + column, exists);
+                put_columns(right, c.right_stride, right_k, column, w);
+#else
                 const unsigned exists = k + right_k < depth ? valid : 0;
                 const float4 w = load4(at(pages, j.w) + (k + right_k) * j.w_stride + channel, exists);
                 *reinterpret_cast<float4*>(right + right_k * c.right_stride + c.column) = w;
+#endif
             }
             __syncthreads();
-            product(acc, left + c.row, right + c.column, c.left_stride, c.right_stride, 0, c.step, 1);
+            product(acc, left + c.row, right + c.right, c.left_stride, c.right_stride, 0, c.step, 1);
             __syncthreads();
         }
         const unsigned row = first + c.row;
@@ -327,7 +361,7 @@ dense_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
     }
 
     if (!has(j.flags, MOMENTS)) return;
-    own = merge_tile(own, j.lanes);
+    own = merge_tile(own, c, j.lanes);
     if (c.row == 0 && valid > 0) {
         store_moments(at(pages, j.partial) + chunk * moments_stride(j.y_channels), own, j.y_channels, channel);
     }
@@ -353,12 +387,20 @@ dense_input(const __grid_constant__ JobsParams p, const __grid_constant__ Pages 
     const unsigned load_k = threadIdx.x % quads * 4, load_row = threadIdx.x / quads;
 
     float4 acc[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
+#if TENSOR
+    // In shared memory: there are not enough registers.
+    __shared__ Origin pixels[2 * BLOCK];
+    constexpr unsigned apart = BLOCK;
+    const unsigned own = threadIdx.x;
+#else
     Origin pixels[2];
+    constexpr unsigned apart = 1, own = 0;
+#endif
 #pragma unroll
     for (unsigned l = 0; l < 2; l++) {
         const unsigned row = first * c.rows + load_row + l * (BLOCK / quads);
         const unsigned line = row / width, image = line / height;
-        pixels[l] = {image, row < j.rows ? line - image * height : OUTSIDE, row - line * width};
+        pixels[l * apart + own] = {image, row < j.rows ? line - image * height : OUTSIDE, row - line * width};
     }
     for (unsigned source = 0; source < j.sources; source++) {
         const DenseInput& s = table[index + source];
@@ -372,33 +414,39 @@ dense_input(const __grid_constant__ JobsParams p, const __grid_constant__ Pages 
 #pragma unroll
                     for (unsigned l = 0; l < 2; l++) {
                         if (l < c.loads) {
-                            const unsigned y = pixels[l].y + shift_y, x = pixels[l].x + shift_x, image = pixels[l].image;
+                            const Origin& pixel = pixels[l * apart + own];
+                            const unsigned y = pixel.y + shift_y, x = pixel.x + shift_x, image = pixel.image;
                             float4 v = quad(0.0f);
                             if (y < s.y_height && x < s.y_width) {
                                 v = gradient4(pages, s, (image * s.y_height + y) * s.y_width + x, image, k + load_k);
                             }
-                            put_transposed(left, c.left_stride, load_k, load_row + l * (BLOCK / quads), v);
+                            put_row(left, c.left_stride, load_k, load_row + l * (BLOCK / quads), v);
                         }
                     }
                     if (load_row < 4 * j.lanes) {
                         const unsigned channel = group + load_row, out = k + load_k;
                         const unsigned exists = channel < s.x_channels ? exist(out, s.y_channels) : 0;
                         const float4 w = load4(at(pages, s.w) + (tap * s.x_channels + channel) * s.w_stride + out, exists);
-                        put_transposed(right, c.right_stride, load_k, load_row, w);
+                        put_column(right, c.right_stride, load_k, load_row, w);
                     }
                     __syncthreads();
-                    product(acc, left + c.row, right + c.column, c.left_stride, c.right_stride, 0, c.step, 1);
+                    product(acc, left + c.row, right + c.right, c.left_stride, c.right_stride, 0, c.step, 1);
                     __syncthreads();
                 }
             }
         }
     }
 
-    const unsigned channel = group + c.column;
+#if TENSOR
+    const Cover mine = cover_of(anew(j.lanes));
+#else
+    const Cover& mine = c;
+#endif
+    const unsigned channel = group + mine.column;
     const unsigned valid = exist(channel, j.x_channels);
 #pragma unroll
     for (unsigned r = 0; r < 4; r++) {
-        const unsigned row = first * c.rows + c.row + r;
+        const unsigned row = first * mine.rows + mine.row + r;
         if (row >= j.rows) continue;
         const unsigned line = row / width, image = line / height;
         const unsigned y = (line - image * height) * stride + phase_y, x = (row - line * width) * stride + phase_x;
@@ -424,17 +472,34 @@ dense_weight(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
     const unsigned row_quads = j.row_quads, column_quads = j.column_quads;
     const unsigned tile_row = tile % j.row_tiles * 4 * row_quads;
     const unsigned tile_column = (block - j.first_block) % j.column_tiles * 4 * column_quads;
-    const unsigned step = BLOCK / max(row_quads, column_quads), slices = BLOCK / (row_quads * column_quads);
+#if TENSOR
+    // Warps cover the product. One that has fewer rows than a warp covers is as if it had some of them twice.
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = column_quads / 4;
+    const unsigned sharing = 32 * across * ((row_quads + 7) / 8);
+    const unsigned step = BLOCK / max(row_quads, column_quads), slices = BLOCK / sharing, slice = threadIdx.x / sharing;
+    const unsigned column = warp % across * 4 + lane % 4, row = threadIdx.x % sharing / 32 / across * 8 + lane / 4;
+    const unsigned left_stride = left_stride_of(4 * row_quads), right_stride = right_stride_of(4 * column_quads);
+    float* left = reinterpret_cast<float*>(left_tile);
+    float* right = reinterpret_cast<float*>(right_tile);
+#else
+    const unsigned sharing = row_quads * column_quads;
+    const unsigned step = BLOCK / max(row_quads, column_quads), slices = BLOCK / sharing;
     const unsigned column = threadIdx.x % column_quads, row = threadIdx.x / column_quads % row_quads;
-    const unsigned slice = threadIdx.x / (row_quads * column_quads);
+    const unsigned slice = threadIdx.x / sharing;
+#endif
     const Geometry s = geometry_of(j);
     const unsigned depth = s.kernel * s.kernel * s.x_channels;
     const unsigned end = min((chunk + 1) * j.chunk_rows, j.rows), pixels = j.y_height * j.y_width;
-    const unsigned left_k = threadIdx.x / row_quads, left_quad = threadIdx.x % row_quads;
-    const unsigned right_k = threadIdx.x / column_quads;
+    const unsigned left_k = threadIdx.x / row_quads, right_k = threadIdx.x / column_quads;
+#if !TENSOR
+    const unsigned left_quad = threadIdx.x % row_quads;
+#endif
 
     float4 acc[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
     for (unsigned first = chunk * j.chunk_rows; first < end; first += step) {
+#if TENSOR
+        const unsigned left_quad = anew(threadIdx.x) % row_quads;
+#endif
         if (left_k < step) {
             const unsigned k = tile_row + 4 * left_quad;
             float4 v = patch4(at(pages, j.x), s, origin_of(s, first + left_k, end), j.x_stride, has(j.flags, RELU), k);
@@ -444,6 +509,18 @@ dense_weight(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
                 if (k + 2 == depth) v.z = 1.0f;
                 if (k + 3 == depth) v.w = 1.0f;
             }
+#if TENSOR
+            put_rows(left, left_stride, left_k, 4 * left_quad, v);
+        }
+        if (right_k < step) {
+            const unsigned r = first + right_k, column = 4 * (threadIdx.x % column_quads);
+            const float4 v = r < end ? gradient4(pages, j, r, r / pixels, tile_column + column) : quad(0.0f);
+            put_columns(right, right_stride, right_k, column, v);
+        }
+        __syncthreads();
+        product(acc, left + 4 * (row % row_quads), right + 2 * (warp % across * 16 + lane / 4 * 2), left_stride, right_stride,
+                anew(threadIdx.x) / sharing, step, slices);
+#else
             left_tile[threadIdx.x] = v;
         }
         if (right_k < step) {
@@ -454,21 +531,31 @@ dense_weight(const __grid_constant__ JobsParams p, const __grid_constant__ Pages
         __syncthreads();
         product(acc, reinterpret_cast<const float*>(left_tile + row), reinterpret_cast<const float*>(right_tile + column),
                 4 * row_quads, 4 * column_quads, slice, step, slices);
+#endif
         __syncthreads();
     }
 
     const unsigned channel = tile_column + 4 * column;
     const unsigned valid = exist(channel, j.y_channels);
     const unsigned rows = depth + (has(j.flags, ONES) ? 1 : 0);
+#if TENSOR
+    float* partial = at(pages, j.partial) + anew(block - j.first_block) / j.column_tiles / j.row_tiles * padded(rows * j.y_channels);
+#else
     float* partial = at(pages, j.partial) + chunk * padded(rows * j.y_channels);
+#endif
 #pragma unroll
     for (unsigned r = 0; r < 4; r++) {
         left_tile[threadIdx.x] = acc[r];
         __syncthreads();
         const unsigned k = tile_row + 4 * row + r;
-        if (slice == 0 && k < rows) {
+#if TENSOR
+        const bool exists = row < row_quads && k < rows;
+#else
+        const bool exists = k < rows;
+#endif
+        if (slice == 0 && exists) {
             float4 sum = acc[r];
-            for (unsigned i = 1; i < slices; i++) sum = sum + left_tile[i * row_quads * column_quads + threadIdx.x];
+            for (unsigned i = 1; i < slices; i++) sum = sum + left_tile[i * sharing + threadIdx.x];
             store4(partial + k * j.y_channels + channel, sum, valid);
         }
         __syncthreads();

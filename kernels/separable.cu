@@ -89,7 +89,13 @@ __device__ inline float4 depthwise(const SeparableJob& j, const Pages& pages, un
 #pragma unroll 1
         for (unsigned ix = left; ix != left + reach; ix += j.dilation) {
             if (iy < j.x_h && ix < j.x_w) {
+#if TENSOR
+                float4 v = load4(x + (iy * j.x_w + ix) * j.x_stride, valid);
+                settle(v);
+                const float4 r = relu(n, v);
+#else
                 const float4 r = relu(n, load4(x + (iy * j.x_w + ix) * j.x_stride, valid));
+#endif
                 sum = sum + load4(weights, valid) * r;
             }
             weights += j.tap_stride;
@@ -112,20 +118,57 @@ __device__ inline void merge_into(Slots& slots, unsigned slot, const Moments& mo
     slots.m2[slot] = all.m2;
 }
 
+// Quads of channels that are in shared memory at once. Tensor cores multiply whole groups of eight channels.
+__device__ inline unsigned step_of(const SeparableJob& j) {
+#if TENSOR
+    return (j.step + 1) / 2 * 2;
+#else
+    return j.step;
+#endif
+}
+
+// A thread's k-th row of a tile.
+__device__ inline unsigned row_of(const Lane& lane, unsigned k) {
+#if TENSOR
+    return 4 * lane.row + k;
+#else
+    return lane.row + k * lane.rows;
+#endif
+}
+
+#if TENSOR
+// Where a thread keeps the moments of what it owns.
+__device__ inline unsigned slot_of(const Lane& lane, unsigned lanes, unsigned group) {
+    return lane.row * lanes + lane.channel / 4 - group * lanes;
+}
+#endif
+
 // A block computes quads `lanes` wide of a chunk of pixels, tile by tile.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableJob* table) {
     // The depthwise result, a quad of channels after the other; and as many rows of the pointwise weights.
+#if TENSOR
+    __shared__ float4 tile[2 * STEP * TILE_LEFT / 4];
+    __shared__ float4 matrix[2 * STEP * (8 * COLUMNS + 8) / 4];
+#else
     __shared__ float4 tile[STEP * PIXELS];
     __shared__ float4 matrix[4 * STEP * COLUMNS];
+#endif
     __shared__ Slots slots;
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const SeparableJob& j = table[job_of(table, p.jobs, block)];
     const unsigned chunk = (block - j.first_block) / j.groups;
+#if TENSOR
+    const unsigned group = (block - j.first_block) % j.groups;
+#else
     const Lane lane = lane_of(j.out_channels, j.lanes, (block - j.first_block) % j.groups);
+#endif
     const unsigned end = min((chunk + 1) * j.chunk_rows, j.rows);
     const unsigned t = threadIdx.x;
+#if !TENSOR
+    const unsigned slot = t;
+#endif
 
     slots.count[t] = 0.0f;
     slots.mean[t] = slots.m2[t] = quad(0.0f);
@@ -133,21 +176,34 @@ separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ 
         float4 sum[ROWS];
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) sum[k] = quad(0.0f);
-        for (unsigned base = 0; base < j.channels; base += 4 * j.step) {
-            const unsigned pixel = t / j.step;
-            const unsigned channel = base + 4 * (t % j.step);
+        for (unsigned base = 0; base < j.channels; base += 4 * step_of(j)) {
+            const unsigned pixel = t / step_of(j);
+            const unsigned channel = base + 4 * (t % step_of(j));
             if (pixel < PIXELS) {
                 const unsigned valid = channel < j.channels ? min(4u, j.channels - channel) : 0;
                 const bool there = first + pixel < end && valid > 0;
-                tile[t % j.step * PIXELS + pixel] = there ? depthwise(j, pages, first + pixel, channel, valid) : quad(0.0f);
+#if TENSOR
+                const float4 d = there ? depthwise(j, pages, first + pixel, channel, valid) : quad(0.0f);
+                put_row(reinterpret_cast<float*>(tile), TILE_LEFT, 4 * (t % step_of(j)), pixel, d);
             }
-            if (lane.row < 4 * j.step) {
+            if (t / j.lanes < 4 * step_of(j)) {
+                const unsigned row = base + t / j.lanes, column = 4 * (t % j.lanes), out = 4 * group * j.lanes + column;
+                const unsigned valid = row < j.channels && out < j.out_channels ? min(4u, j.out_channels - out) : 0;
+                const float4 w = load4(at(pages, j.pointwise) + row * j.weight_stride + out, valid);
+                put_columns(reinterpret_cast<float*>(matrix), tile_right(j.lanes), t / j.lanes, column, w);
+            }
+            __syncthreads();
+            tile_product(sum, reinterpret_cast<const float*>(tile), reinterpret_cast<const float*>(matrix), j.lanes, step_of(j));
+#else
+                tile[t % step_of(j) * PIXELS + pixel] = there ? depthwise(j, pages, first + pixel, channel, valid) : quad(0.0f);
+            }
+            if (lane.row < 4 * step_of(j)) {
                 const unsigned row = base + lane.row;
                 const float* weights = at(pages, j.pointwise) + row * j.weight_stride + lane.channel;
                 matrix[t] = row < j.channels ? load4(weights, lane.valid) : quad(0.0f);
             }
             __syncthreads();
-            for (unsigned q = 0; q < j.step; q++) {
+            for (unsigned q = 0; q < step_of(j); q++) {
                 const float4* w = matrix + 4 * q * j.lanes + t % j.lanes;
                 const float4 w0 = w[0], w1 = w[j.lanes], w2 = w[2 * j.lanes], w3 = w[3 * j.lanes];
 #pragma unroll
@@ -158,13 +214,18 @@ separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ 
                     sum[k] = sum[k] + d.x * w0 + d.y * w1 + d.z * w2 + d.w * w3;
                 }
             }
+#endif
             __syncthreads();
         }
 
+#if TENSOR
+        const Lane lane = tile_lane(j.out_channels, anew(j.lanes), group);
+        const unsigned slot = slot_of(lane, j.lanes, group);
+#endif
         Moments part = none();
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) {
-            const unsigned row = lane.row + k * lane.rows;
+            const unsigned row = row_of(lane, k);
             if (!lane.used || row >= PIXELS || first + row >= end) continue;
             const Map y = map_at(pages, j.y) + (first + row) * j.y_stride + lane.channel;
             if (j.flags & ADD) sum[k] = load4(y, lane.valid) + sum[k];
@@ -176,24 +237,33 @@ separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ 
         part.mean = (1.0f / part.count) * part.mean;
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) {
-            const unsigned row = lane.row + k * lane.rows;
+            const unsigned row = row_of(lane, k);
             const float4 d = sum[k] - part.mean;
             if (row < PIXELS && first + row < end) part.m2 = part.m2 + d * d;
         }
-        merge_into(slots, t, part);
+        merge_into(slots, slot, part);
     }
     if (!(j.flags & MOMENTS)) return;
+#if TENSOR
+    const Lane lane = tile_lane(j.out_channels, anew(j.lanes), group);
+    const unsigned slot = slot_of(lane, j.lanes, group);
+#endif
 
     // Rows of threads that hold moments of the same columns, as a tree.
     for (unsigned width = lane.rows; width > 1;) {
         __syncthreads();
         const unsigned half = (width + 1) / 2;
-        const unsigned other = t + half * j.lanes;
-        if (lane.row + half < width) merge_into(slots, t, {slots.count[other], slots.mean[other], slots.m2[other]});
+        const unsigned other = slot + half * j.lanes;
+#if TENSOR
+        const bool owns = lane.used;
+#else
+        const bool owns = true;
+#endif
+        if (owns && lane.row + half < width) merge_into(slots, slot, {slots.count[other], slots.mean[other], slots.m2[other]});
         width = half;
     }
     if (lane.row == 0 && lane.used) {
-        const Moments own = {slots.count[t], slots.mean[t], slots.m2[t]};
+        const Moments own = {slots.count[slot], slots.mean[slot], slots.m2[slot]};
         store_moments(at(pages, j.partial) + chunk * moments_stride(j.out_channels), own, j.out_channels, lane.channel);
     }
 }

@@ -109,7 +109,13 @@ __device__ inline float4 depthwise(const SeparableGradient& j, const Pages& page
 #pragma unroll 1
         for (unsigned ix = left; ix != left + reach; ix += j.dilation) {
             if (iy < j.x_h && ix < j.x_w) {
+#if TENSOR
+                float4 v = load4(x + (iy * j.x_w + ix) * j.x_stride, valid);
+                settle(v);
+                const float4 r = relu(n, v);
+#else
                 const float4 r = relu(n, load4(x + (iy * j.x_w + ix) * j.x_stride, valid));
+#endif
                 sum = sum + load4(weights, valid) * r;
             }
             weights += j.tap_stride;
@@ -135,18 +141,35 @@ __device__ inline unsigned valid_of(unsigned channel, unsigned channels) {
     return channel < channels ? min(4u, channels - channel) : 0;
 }
 
+// Quads of channels that are in shared memory at once. Tensor cores multiply whole groups of eight channels.
+__device__ inline unsigned step_of(const SeparableGradient& j) {
+#if TENSOR
+    return (j.step + 1) / 2 * 2;
+#else
+    return j.step;
+#endif
+}
+
 // dd = dy pointwise^T, for `lanes` quads of a chunk of pixels, tile by tile. Keeps dy if it is to be read again.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_backward_product(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
     // dy, a quad of channels after the other; and as many columns of the pointwise weights.
+#if TENSOR
+    __shared__ float4 tile[8 * TILE_LEFT / 4];
+#else
     __shared__ float4 tile[BLOCK];
+#endif
     __shared__ float4 matrix[BLOCK];
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const SeparableGradient& j = table[job_of(table, p.jobs, block)];
     const unsigned group = (block - j.first_block) % j.groups;
     const unsigned start = (block - j.first_block) / j.groups * j.chunk_rows;
+#if TENSOR
+    const Lane lane = tile_lane(j.channels, j.lanes, group);
+#else
     const Lane lane = lane_of(j.channels, j.lanes, group);
+#endif
     const unsigned end = min(start + j.chunk_rows, j.rows);
     const unsigned t = threadIdx.x;
 
@@ -154,20 +177,24 @@ separable_backward_product(const __grid_constant__ JobsParams p, const __grid_co
         float4 sum[ROWS];
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) sum[k] = quad(0.0f);
-        for (unsigned base = 0; base < j.out_channels; base += 4 * j.step) {
-            const unsigned pixel = t / j.step;
-            const unsigned channel = base + 4 * (t % j.step);
+        for (unsigned base = 0; base < j.out_channels; base += 4 * step_of(j)) {
+            const unsigned pixel = t / step_of(j);
+            const unsigned channel = base + 4 * (t % step_of(j));
             if (pixel < PIXELS) {
                 const unsigned valid = valid_of(channel, j.out_channels);
                 const bool there = first + pixel < end && valid > 0;
                 const float4 dy = there ? term(j, pages, first + pixel, channel, valid) : quad(0.0f);
-                tile[t % j.step * PIXELS + pixel] = dy;
+#if TENSOR
+                put_row(reinterpret_cast<float*>(tile), TILE_LEFT, 4 * (t % step_of(j)), pixel, dy);
+#else
+                tile[t % step_of(j) * PIXELS + pixel] = dy;
+#endif
                 if (there && group == 0 && j.flags & STORE) {
                     store4(at(pages, j.dy) + (first + pixel) * padded(j.out_channels) + channel, dy, 4);
                 }
             }
-            const unsigned column = base + t % (4 * j.step);
-            const unsigned quads = t / (4 * j.step);
+            const unsigned column = base + t % (4 * step_of(j));
+            const unsigned quads = t / (4 * step_of(j));
             if (quads < j.lanes) {
                 const unsigned row = 4 * (group * j.lanes + quads);
                 const float* w = at(pages, j.pointwise) + row * j.weight_stride + column;
@@ -177,10 +204,16 @@ separable_backward_product(const __grid_constant__ JobsParams p, const __grid_co
                 if (valid > 1) v.y = w[j.weight_stride];
                 if (valid > 2) v.z = w[2 * j.weight_stride];
                 if (valid > 3) v.w = w[3 * j.weight_stride];
-                matrix[t % (4 * j.step) * j.lanes + quads] = v;
+#if TENSOR
+                put_columns(reinterpret_cast<float*>(matrix), tile_right(j.lanes), t % (4 * step_of(j)), 4 * quads, v);
             }
             __syncthreads();
-            for (unsigned q = 0; q < j.step; q++) {
+            tile_product(sum, reinterpret_cast<const float*>(tile), reinterpret_cast<const float*>(matrix), j.lanes, step_of(j));
+#else
+                matrix[t % (4 * step_of(j)) * j.lanes + quads] = v;
+            }
+            __syncthreads();
+            for (unsigned q = 0; q < step_of(j); q++) {
                 const float4* w = matrix + 4 * q * j.lanes + t % j.lanes;
                 const float4 w0 = w[0], w1 = w[j.lanes], w2 = w[2 * j.lanes], w3 = w[3 * j.lanes];
 #pragma unroll
@@ -191,17 +224,92 @@ separable_backward_product(const __grid_constant__ JobsParams p, const __grid_co
                     sum[k] = sum[k] + d.x * w0 + d.y * w1 + d.z * w2 + d.w * w3;
                 }
             }
+#endif
             __syncthreads();
         }
 #pragma unroll
         for (unsigned k = 0; k < ROWS; k++) {
+#if TENSOR
+            const unsigned row = 4 * lane.row + k;
+#else
             const unsigned row = lane.row + k * lane.rows;
+#endif
             if (!lane.used || row >= PIXELS || first + row >= end) continue;
             store4(at(pages, j.dd) + (first + row) * padded(j.channels) + lane.channel, sum[k], 4);
         }
     }
 }
 
+#if TENSOR
+// What a thread owns of a product of `lanes` quads of rows and `out_lanes` quads of columns.
+struct Part {
+    unsigned row, column;     // its quads of rows and of columns
+    unsigned split, splits;   // which of those that share the summed index, and how many do
+    unsigned sharing;         // threads that a split has
+};
+
+__device__ inline Part part_of(unsigned lanes, unsigned out_lanes) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = (out_lanes + 3) / 4;
+    const unsigned units = (lanes + 7) / 8 * across, unit = warp % units;
+    return {unit / across * 8 + lane / 4, unit % across * 4 + lane % 4, warp / units, BLOCK / 32 / units, 32 * units};
+}
+
+// Gradient of the pointwise weights, d^T dy over a chunk of pixels. Warps cover the product; those that are left share the
+// pixels.
+__device__ inline void pointwise_gradient(const SeparableGradient& j, const Pages& pages, unsigned index, float4* left, float4* right) {
+    const unsigned t = threadIdx.x;
+    const unsigned end = min((index / j.out_groups / j.groups + 1) * j.chunk_rows, j.rows);
+    // As many pixels at once as there are threads for their quads, in whole groups of eight.
+    const unsigned rows = BLOCK / 4 / ((max(j.lanes, j.out_lanes) + 3) / 4) / 8 * 8;
+    const unsigned left_stride = left_stride_of((j.lanes + 3) / 4 * 16), right_stride = right_stride_of((j.out_lanes + 3) / 4 * 16);
+
+    float4 sum[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
+    for (unsigned first = index / j.out_groups / j.groups * j.chunk_rows; first < end; first += rows) {
+        const unsigned k = t / j.lanes;
+        if (k < rows) {
+            const unsigned channel = 4 * (index / j.out_groups % j.groups * j.lanes + t % j.lanes);
+            const unsigned valid = valid_of(channel, j.channels);
+            const float4 d = first + k < end && valid > 0 ? depthwise(j, pages, first + k, channel, valid) : quad(0.0f);
+            put_rows(reinterpret_cast<float*>(left), left_stride, k, 4 * (t % j.lanes), d);
+        }
+        const unsigned out_k = t / j.out_lanes;
+        if (out_k < rows) {
+            const unsigned out_channel = 4 * (index % j.out_groups * j.out_lanes + t % j.out_lanes);
+            const unsigned valid = valid_of(out_channel, j.out_channels);
+            const float* g = at(pages, j.g) + (first + out_k) * j.g_stride + out_channel;
+            const float4 dy = first + out_k < end && valid > 0 ? load4(g, valid) : quad(0.0f);
+            put_columns(reinterpret_cast<float*>(right), right_stride, out_k, 4 * (t % j.out_lanes), dy);
+        }
+        __syncthreads();
+        const Part part = part_of(anew(j.lanes), anew(j.out_lanes));
+        if (part.split < part.splits) {
+            // Rows that do not exist are read as others and not kept.
+            const float* a = reinterpret_cast<const float*>(left) + 4 * (part.row < j.lanes ? part.row : 0);
+            const float* b = reinterpret_cast<const float*>(right) + 2 * (4 * (part.column - t % 4) + t % 32 / 4 * 2);
+            product(sum, a, b, left_stride, right_stride, part.split, rows, part.splits);
+        }
+        __syncthreads();
+    }
+
+    const Part part = part_of(anew(j.lanes), anew(j.out_lanes));
+    const unsigned chunk = index / j.out_groups / j.groups;
+    const unsigned row = 4 * (index / j.out_groups % j.groups * j.lanes + part.row);
+    const unsigned out_channel = 4 * (index % j.out_groups * j.out_lanes + part.column);
+    const bool kept = part.split == 0 && part.row < j.lanes && part.column < j.out_lanes;
+    const unsigned valid = valid_of(out_channel, j.out_channels);
+    float* partial = at(pages, j.partial) + chunk * padded(j.channels * j.out_channels) + row * j.out_channels + out_channel;
+#pragma unroll
+    for (unsigned r = 0; r < 4; r++) {
+        left[t] = sum[r];
+        __syncthreads();
+        if (kept && row + r < j.channels) {
+            for (unsigned split = 1; split < part.splits; split++) sum[r] = sum[r] + left[t + split * part.sharing];
+            store4(partial + r * j.out_channels, sum[r], valid);
+        }
+        __syncthreads();
+    }
+}
+#else
 // Gradient of the pointwise weights, d^T dy over a chunk of pixels. A thread owns two rows by four columns; the threads
 // that are left share the pixels.
 __device__ inline void pointwise_gradient(const SeparableGradient& j, const Pages& pages, unsigned index, float4* left, float4* right) {
@@ -252,6 +360,7 @@ __device__ inline void pointwise_gradient(const SeparableGradient& j, const Page
     if (row < j.channels) store4(partial, sum[0], valid);
     if (row + 1 < j.channels) store4(partial + j.out_channels, sum[1], valid);
 }
+#endif
 
 // Gradient of the depthwise weights over a chunk of pixels: a thread owns a tap and a quad of channels; the threads that
 // are left share the pixels.
@@ -363,8 +472,13 @@ __device__ inline void input_gradient(const SeparableGradient* jobs, const Pages
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_backward_gradients(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
+#if TENSOR
+    __shared__ float4 left[320];
+    __shared__ float4 right[320];
+#else
     __shared__ float4 left[BLOCK];
     __shared__ float4 right[BLOCK];
+#endif
     __shared__ Norm norms[BLOCK];
     const unsigned block = block_index();
     if (block >= p.blocks) return;

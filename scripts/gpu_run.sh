@@ -2,9 +2,10 @@
 # Runs one stage on a machine with an NVIDIA GPU, from the folder that gpu_bundle.sh made; no Rust needed. Each stage ends in
 # less than ten minutes and writes JSON into $OUT.
 # usage: OUT=FOLDER gpu_run.sh STAGE
-#   parity         every case of the kernels, and whole steps against PyTorch's values, on the device
+#   parity         every case of the kernels, in f32 and in tf32, and whole steps against PyTorch's values, on the device
 #   sanitize       compute-sanitizer over the small cases: TOOLS="memcheck racecheck initcheck"
 #   step           whole steps, first and second order, with profiles: CHANNELS=16 LAYERS=8 BATCHES="64 256"
+#                  PRECISIONS="f32 tf32 bf16"
 #   kernels        every kernel at the shapes of real searches, or those whose names have a part of FILTER=a,b
 #   sinkhorn       transport: the usual problems and SHAPES="1x5000x64 1x10000x64"
 #   search SPEC    a search of EPOCHS=50 epochs, SPEC such as cifar:cifar-10-batches-bin
@@ -107,9 +108,13 @@ sanitize)
 step)
     for batch in ${BATCHES:-64 256}; do
         for order in first second; do
-            measure "step-b$batch-$order" "$supernet" bench step --device "$device" --channels "${CHANNELS:-16}" \
-                --layers "${LAYERS:-8}" --batch "$batch" --order "$order" --size "${SIZE:-32x32x3}" \
-                --warmup "${WARMUP:-5}" --steps "${STEPS:-30}" --profile --json
+            for precision in ${PRECISIONS:-f32 tf32 bf16}; do
+                name=step-b$batch-$order
+                [ "$precision" = f32 ] || name=$name-$precision
+                measure "$name" "$supernet" bench step --device "$device" --precision "$precision" \
+                    --channels "${CHANNELS:-16}" --layers "${LAYERS:-8}" --batch "$batch" --order "$order" \
+                    --size "${SIZE:-32x32x3}" --warmup "${WARMUP:-5}" --steps "${STEPS:-30}" --profile --json
+            done
         done
     done
     ;;

@@ -13,7 +13,7 @@ use crate::config::{SearchConfig, TrainConfig};
 use crate::data::{Batch, Geometry, Normalisation};
 use crate::device::cpu::OpTime;
 use crate::device::paged::Gpu;
-use crate::device::{Device, DeviceSpec, Executable};
+use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Program, State};
 use crate::machine::Machine;
@@ -69,6 +69,9 @@ pub struct StepDetails {
     /// Median seconds until a step was started on a GPU, which may then still be under way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_seconds: Option<f64>,
+    /// How matrices are multiplied, where that hangs on the precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub products: Option<String>,
     /// Threads used.
     pub threads: usize,
     /// Images that pass forward and backward to train weights, a second.
@@ -151,15 +154,20 @@ impl Subject {
     /// What is timed, as a name under which results are compared.
     pub fn name(&self) -> String {
         let size = self.size;
+        let precision = |p: Precision| if p.is_full() { String::new() } else { format!("/{p}") };
         match &self.recipe {
             Recipe::Search(c) => {
                 let order = if c.order == Order::First { "first" } else { "second" };
-                format!("search/c{}/l{}/b{}/{size}/{order}", c.channels, c.layers, c.batch)
+                let precision = precision(c.precision);
+                format!("search/c{}/l{}/b{}/{size}/{order}{precision}", c.channels, c.layers, c.batch)
             }
             Recipe::Training(c) => {
                 let TrainConfig { genotype, channels, layers, batch, auxiliary, drop_path, .. } = c;
                 let cells = genotype.rsplit('/').next().unwrap_or(genotype);
-                format!("training/{cells}/c{channels}/l{layers}/b{batch}/{size}/aux{auxiliary}/drop{drop_path}")
+                let precision = precision(c.precision);
+                format!(
+                    "training/{cells}/c{channels}/l{layers}/b{batch}/{size}/aux{auxiliary}/drop{drop_path}{precision}"
+                )
             }
         }
     }
@@ -259,6 +267,7 @@ impl Subject {
             peak_bytes,
             peak_rss_bytes,
             host_seconds: (!spec.is_cpu()).then(|| Times::of(&host).seconds()),
+            products: work.device.products(),
             threads,
             images_per_second: self.batch() as f64 / times.seconds(),
             flops: work.cost.flops,

@@ -63,6 +63,8 @@ struct Gpu {
     index: usize,
     name: String,
     compute_capability: String,
+    /// Whether `--precision tf32` and `bf16` multiply on tensor cores; in f32 otherwise.
+    tf32: bool,
     memory_bytes: usize,
     /// CUDA's version that the driver supports.
     driver: String,
@@ -85,6 +87,7 @@ fn cuda() -> Vec<Device> {
         reason: reason.clone(),
         gpu: Some(Gpu {
             index: info.index,
+            tf32: info.has_tf32(),
             name: info.name,
             compute_capability: format!("{}.{}", info.capability.0, info.capability.1),
             memory_bytes: info.memory_bytes,
@@ -156,6 +159,10 @@ fn lines(report: &Report) -> Lines {
         Device::Cuda { reason, gpu: Some(gpu), .. } => lines
             .add(format!("cuda:{}", gpu.index), &gpu.name)
             .add("  compute capability", &gpu.compute_capability)
+            .add(
+                "  products in tf32",
+                if gpu.tf32 { "yes" } else { "no, in f32: compute capability 8.0 and newer have it" },
+            )
             .add("  memory", mib(gpu.memory_bytes))
             .add("  driver", format!("CUDA {}", gpu.driver))
             .add("  NVRTC", gpu.nvrtc.as_ref().or(reason.as_ref()).map_or("none", String::as_str)),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use supernet::Result;
 use supernet::config::{SearchConfig, TrainConfig};
 use supernet::data::Geometry;
-use supernet::device::DeviceSpec;
+use supernet::device::{DeviceSpec, Precision};
 use supernet::search::run::PlanReport;
 use supernet::search::step::Order;
 
@@ -48,6 +48,9 @@ pub struct Arguments {
     /// cuda.
     #[arg(long, value_name = "DEVICE", value_parser = parse::any_device, default_value = "cpu")]
     device: DeviceSpec,
+    /// How that device is to store maps and multiply matrices: f32, f16 (on wgpu), tf32 or bf16 (on cuda).
+    #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = parse::precision)]
+    precision: Precision,
     /// Fail if the engine needs more memory.
     #[arg(long, value_name = "MiB")]
     memory_limit: Option<u32>,
@@ -62,13 +65,16 @@ struct Report {
     classes: usize,
     size: Geometry,
     device: DeviceSpec,
+    #[serde(skip_serializing_if = "Precision::is_full")]
+    precision: Precision,
     #[serde(flatten)]
     plan: PlanReport,
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
     let given = |value: Option<u32>, default: usize| value.map_or(default, |n| n as usize);
-    let (classes, size, device) = (arguments.classes as usize, arguments.size, arguments.device);
+    let (classes, size) = (arguments.classes as usize, arguments.size);
+    let (device, precision) = (arguments.device, arguments.precision);
     let memory_limit = arguments.memory_limit.map(|mib| mib as usize);
     let report = match &arguments.genotype {
         None => {
@@ -79,12 +85,13 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
                 batch: given(arguments.batch, defaults.batch),
                 order: arguments.order,
                 device,
+                precision,
                 memory_limit,
                 ..defaults
             };
             let plan = supernet::search::run::plan(&config, classes, size)?;
             let SearchConfig { channels, layers, batch, .. } = config;
-            Report { network: "supernet", channels, layers, batch, classes, size, device, plan }
+            Report { network: "supernet", channels, layers, batch, classes, size, device, precision, plan }
         }
         Some(genotype) => {
             let defaults = TrainConfig::default();
@@ -95,12 +102,13 @@ pub fn run(arguments: &Arguments, json: bool) -> Result<()> {
                 batch: given(arguments.batch, defaults.batch),
                 auxiliary: 0.0,
                 device,
+                precision,
                 memory_limit,
                 ..defaults
             };
             let plan = supernet::train::run::plan(&config, classes, size)?;
             let TrainConfig { channels, layers, batch, .. } = config;
-            Report { network: "derived", channels, layers, batch, classes, size, device, plan }
+            Report { network: "derived", channels, layers, batch, classes, size, device, precision, plan }
         }
     };
     output::print(json, &report, lines)
@@ -113,6 +121,7 @@ fn lines(report: &Report) -> Lines {
         .add("network", format!("{network}, {channels} channels, {layers} layers, {classes} classes"))
         .add("batch", format!("{batch} images of {size}"))
         .add("device", device)
+        .add_some("precision", (!report.precision.is_full()).then_some(report.precision))
         .add("parameters", grouped(plan.parameters))
         .add("multiply-adds an image", millions(plan.macs_per_image))
         .add("memory of the engine", mib(plan.peak_bytes))

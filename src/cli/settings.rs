@@ -49,7 +49,8 @@ pub struct CommonFlags {
     #[arg(long, value_name = "DEVICE", value_parser = parse::device)]
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<DeviceSpec>,
-    /// How feature maps are stored: f32, f16 (on wgpu) or bf16 (on cuda). Arithmetic is f32 throughout [default: f32]
+    /// How feature maps are stored and matrices multiplied: f32; f16 maps (on wgpu); tf32 products (on cuda); bf16 maps and tf32
+    /// products (on cuda). All other arithmetic is f32 [default: f32]
     #[arg(long, value_name = "PRECISION", value_parser = parse::precision)]
     #[serde(skip_serializing_if = "Option::is_none")]
     precision: Option<Precision>,

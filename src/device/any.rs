@@ -54,6 +54,14 @@ impl Device {
         }
     }
 
+    /// How matrices are multiplied, for people, where that hangs on the precision.
+    pub fn products(&self) -> Option<String> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Gpu(gpu) => gpu.products(),
+        }
+    }
+
     /// Values of a state: those of the processor where they stand, those of another device as a copy.
     ///
     /// # Errors

@@ -18,8 +18,16 @@ pub trait Backend {
     /// What computes, for people.
     fn name(&self) -> String;
 
+    /// How matrices are multiplied, for people, where that is not always the same.
+    fn products(&self) -> Option<String> {
+        None
+    }
+
     /// Most elements of a page, a multiple of 64.
     fn page(&self) -> usize;
+
+    /// Says how programs compute, before any is recorded. What is stored how, their launches say.
+    fn set_precision(&mut self, _precision: Precision) {}
 
     /// Appends pages of so many elements, filled with zeros.
     ///
@@ -94,6 +102,9 @@ pub struct OpTimes {
 pub trait Gpu {
     /// What computes, for people.
     fn name(&self) -> String;
+
+    /// As [`Backend::products`].
+    fn products(&self) -> Option<String>;
 
     /// Values of a state.
     ///
@@ -183,7 +194,8 @@ impl<B: Backend> Paged<B> {
     /// # Errors
     /// [`crate::Error::Memory`] if the store does not fit.
     pub fn new(mut backend: B, layout: &StoreLayout, precision: Precision) -> Result<Self> {
-        let page = if precision.is_full() { backend.page() } else { backend.page().min(HALVES_PAGE) };
+        let page = if precision.has_halves() { backend.page().min(HALVES_PAGE) } else { backend.page() };
+        backend.set_precision(precision);
         let store = Store::new(layout, page)?.with(precision);
         backend.allocate(&store.pages)?;
         Ok(Self { backend, store, arena: 0, prepared: Vec::new() })
@@ -239,6 +251,10 @@ impl<B: Backend> Paged<B> {
 impl<B: Backend> Gpu for Paged<B> {
     fn name(&self) -> String {
         self.backend.name()
+    }
+
+    fn products(&self) -> Option<String> {
+        self.backend.products()
     }
 
     fn read(&mut self, state: State) -> Result<Vec<f32>> {

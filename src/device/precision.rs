@@ -1,5 +1,6 @@
-//! How a GPU stores feature maps: in f32, or in halves of a word, which take half the memory and half the traffic. Whatever is
-//! stored, kernels compute in f32, and statistics, gradients, weights and all states are f32.
+//! How a GPU stores feature maps: in f32, or in halves of a word, which take half the memory and half the traffic; and how it
+//! multiplies matrices: in f32, or on tensor cores, where both factors are rounded to tf32 and sums are f32. Whatever is stored,
+//! all else is computed in f32, and statistics, gradients, weights and all states are f32.
 //!
 //! Halved are the maps that fill the memory of a step: what convolutions and pools write for a normalisation to read. The
 //! normalisation takes their scale away, so that neither the range of f16 nor the coarseness of bf16 adds up along the
@@ -17,16 +18,18 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Info, Node, Program, Root, Tensor};
 use crate::ops::Op;
 
-/// How feature maps are stored.
+/// How feature maps are stored and matrices multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As they are computed.
+    /// Maps as they are computed, products in f32.
     #[default]
     F32,
-    /// In f16, on wgpu.
+    /// Maps as they are computed, products in tf32, on CUDA.
+    Tf32,
+    /// Maps in f16, products in f32, on wgpu.
     F16,
-    /// In bf16, on CUDA.
+    /// Maps in bf16, products in tf32, on CUDA.
     Bf16,
 }
 
@@ -36,22 +39,33 @@ impl Precision {
         *self == Self::F32
     }
 
-    /// Refuses what a device cannot store.
+    /// Whether maps are stored in halves.
+    pub fn has_halves(self) -> bool {
+        matches!(self, Self::F16 | Self::Bf16)
+    }
+
+    /// Whether matrices are multiplied in tf32, by a device that can.
+    pub fn has_tf32(self) -> bool {
+        matches!(self, Self::Tf32 | Self::Bf16)
+    }
+
+    /// Refuses what a device does not have.
     ///
     /// # Errors
     /// [`Error::Usage`] saying what it can.
     pub fn check(self, device: DeviceSpec) -> Result<()> {
-        let (kind, halves) = match device {
-            DeviceSpec::Cpu => ("the processor", None),
-            DeviceSpec::Wgpu(_) => ("wgpu", Some(Self::F16)),
-            DeviceSpec::Cuda { .. } => ("cuda", Some(Self::Bf16)),
+        let (kind, has): (_, &[Self]) = match device {
+            DeviceSpec::Cpu => ("the processor", &[Self::F32]),
+            DeviceSpec::Wgpu(_) => ("wgpu", &[Self::F32, Self::F16]),
+            DeviceSpec::Cuda { .. } => ("cuda", &[Self::F32, Self::Tf32, Self::Bf16]),
         };
-        if self.is_full() || halves == Some(self) {
+        if has.contains(&self) {
             return Ok(());
         }
-        let kinds = halves.map_or("f32 only".into(), |halves| format!("f32 or {halves}"));
+        let has: Vec<String> = has.iter().map(Self::to_string).collect();
         Err(Error::usage(format!(
-            "precision {self} is not to be had on --device {device}: {kind} stores {kinds} (f16 is for wgpu, bf16 for cuda)"
+            "precision {self} is not to be had on --device {device}: {kind} has {} (f16 is for wgpu, tf32 and bf16 for cuda)",
+            has.join(", ")
         )))
     }
 
@@ -73,7 +87,7 @@ impl Precision {
 
     /// The bases of a program whose maps are stored in halves.
     pub fn halves(self, program: &Program) -> HashSet<Tensor> {
-        if self.is_full() {
+        if !self.has_halves() {
             return HashSet::new();
         }
         let graph = program.graph();
@@ -145,9 +159,11 @@ impl FromStr for Precision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::F32, Self::F16, Self::Bf16];
+        let all = [Self::F32, Self::Tf32, Self::F16, Self::Bf16];
         let found = all.into_iter().find(|precision| precision.to_string() == text);
-        found.ok_or_else(|| Error::usage(format!("precision `{text}`: expected f32, f16 (on wgpu) or bf16 (on cuda)")))
+        found.ok_or_else(|| {
+            Error::usage(format!("precision `{text}`: expected f32, f16 (on wgpu), tf32 or bf16 (on cuda)"))
+        })
     }
 }
 
@@ -155,6 +171,7 @@ impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
         })
@@ -168,7 +185,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for text in ["f32", "f16", "bf16"] {
+        for text in ["f32", "tf32", "f16", "bf16"] {
             let precision: Precision = text.parse().unwrap();
             assert_eq!(precision.to_string(), text);
             assert_eq!(serde_json::to_string(&precision).unwrap(), format!("\"{text}\""));
@@ -185,14 +202,17 @@ mod tests {
         }
         Precision::F16.check(wgpu).unwrap();
         Precision::Bf16.check(cuda).unwrap();
-        for (precision, device, stores) in [
-            (Precision::F16, cpu, "the processor stores f32 only"),
-            (Precision::Bf16, cpu, "the processor stores f32 only"),
-            (Precision::Bf16, wgpu, "wgpu stores f32 or f16"),
-            (Precision::F16, cuda, "cuda stores f32 or bf16"),
+        Precision::Tf32.check(cuda).unwrap();
+        for (precision, device, has) in [
+            (Precision::F16, cpu, "the processor has f32 ("),
+            (Precision::Bf16, cpu, "the processor has f32 ("),
+            (Precision::Tf32, cpu, "the processor has f32 ("),
+            (Precision::Bf16, wgpu, "wgpu has f32, f16 ("),
+            (Precision::Tf32, wgpu, "wgpu has f32, f16 ("),
+            (Precision::F16, cuda, "cuda has f32, tf32, bf16 ("),
         ] {
             let message = precision.check(device).unwrap_err().to_string();
-            assert!(message.contains(stores) && message.contains(&format!("--device {device}")), "{message}");
+            assert!(message.contains(has) && message.contains(&format!("--device {device}")), "{message}");
         }
     }
 
@@ -202,7 +222,7 @@ mod tests {
         let train = TrainConfig { precision: Precision::Bf16, ..TrainConfig::default() };
         for error in [search.check().unwrap_err(), train.check().unwrap_err()] {
             assert!(matches!(error, Error::Usage(_)), "{error}");
-            assert!(error.to_string().contains("the processor stores f32 only"), "{error}");
+            assert!(error.to_string().contains("the processor has f32 ("), "{error}");
         }
         let kept = |config: &SearchConfig| serde_json::to_string(config).unwrap();
         assert!(

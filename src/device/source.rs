@@ -9,23 +9,33 @@ pub struct Variant {
     pub wide: bool,
     /// See [`Launch::halves`].
     pub halves: bool,
+    /// Products on tensor cores, by factors in tf32: CUDA only, and only for [`PRODUCTS`].
+    pub tensor: bool,
 }
 
 impl Variant {
-    /// All of them.
+    /// Those that every source has.
     pub const ALL: [Self; 4] =
         [Self::new(false, false), Self::new(true, false), Self::new(false, true), Self::new(true, true)];
 
     /// One of them.
     pub const fn new(wide: bool, halves: bool) -> Self {
-        Self { wide, halves }
+        Self { wide, halves, tensor: false }
     }
 
     /// That of a launch.
     pub fn of(launch: &Launch) -> Self {
         Self::new(launch.wide, launch.halves)
     }
+
+    /// That of a launch on a device that multiplies on tensor cores or does not.
+    pub fn on(launch: &Launch, tensor: bool) -> Self {
+        Self { tensor: tensor && PRODUCTS.contains(&launch.source), ..Self::of(launch) }
+    }
 }
+
+/// Stems of the sources that multiply matrices, which tensor cores can do.
+pub const PRODUCTS: &[&str] = &["dense", "separable", "separable_backward"];
 
 /// The files of one stem.
 #[derive(Clone, Copy, Debug)]
@@ -73,12 +83,19 @@ pub fn source(stem: &str) -> Source {
 }
 
 /// Macro definitions with which CUDA sources are compiled.
-pub fn cuda_options(variant: Variant) -> [String; 3] {
-    let Variant { wide, halves } = variant;
-    [format!("-DBLOCK={BLOCK}"), format!("-DWIDE={}", u32::from(wide)), format!("-DHALVES={}", u32::from(halves))]
+pub fn cuda_options(variant: Variant) -> [String; 4] {
+    let Variant { wide, halves, tensor } = variant;
+    let flag = |name: &str, on: bool| format!("-D{name}={}", u32::from(on));
+    [format!("-DBLOCK={BLOCK}"), flag("WIDE", wide), flag("HALVES", halves), flag("TENSOR", tensor)]
 }
 
 impl Source {
+    /// What it is compiled for somewhere.
+    pub fn variants(&self) -> Vec<Variant> {
+        let tensor = if PRODUCTS.contains(&self.stem) { &[false, true][..] } else { &[false] };
+        tensor.iter().flat_map(|&tensor| Variant::ALL.map(|variant| Variant { tensor, ..variant })).collect()
+    }
+
     /// Entry points, in order.
     pub fn entry_points(&self) -> Vec<&'static str> {
         let after_bounds = self.cuda.split("__launch_bounds__(BLOCK, 4)").skip(1);
@@ -97,10 +114,10 @@ impl Source {
     pub fn wgsl(&self, variant: Variant, pages: usize, subgroups: bool) -> String {
         assert!((1..=PAGES).contains(&pages), "a launch binds 1 to {PAGES} pages, not {pages}");
         let (element, access) = match variant {
-            Variant { wide: true, halves: false } => ("vec4<f32>", ACCESS_WIDE),
-            Variant { wide: false, halves: false } => ("f32", ACCESS_NARROW),
-            Variant { wide: true, halves: true } => ("vec2<u32>", ACCESS_HALVES_WIDE),
-            Variant { wide: false, halves: true } => ("u32", ACCESS_HALVES_NARROW),
+            Variant { wide: true, halves: false, .. } => ("vec4<f32>", ACCESS_WIDE),
+            Variant { wide: false, halves: false, .. } => ("f32", ACCESS_NARROW),
+            Variant { wide: true, halves: true, .. } => ("vec2<u32>", ACCESS_HALVES_WIDE),
+            Variant { wide: false, halves: true, .. } => ("u32", ACCESS_HALVES_NARROW),
         };
         let mut text = format!("const BLOCK: u32 = {BLOCK}u;\nalias Element = {element};\n");
         for i in 0..pages {

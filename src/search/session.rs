@@ -111,6 +111,9 @@ pub fn search(config: &SearchConfig, out: &Path, resume: bool, control: &mut Con
     control.observer.note(&format!("predicted peak memory of the engine: {mib:.1} MiB"));
     let mut device = Device::open(&config.device, &setup.layout, run::threads(config.threads), config.precision)?;
     control.observer.note(&format!("device: {}", device.name()));
+    if let Some(products) = device.products() {
+        control.observer.note(&format!("products: {products}"));
+    }
     for (state, values) in setup.initial(config.seed) {
         device.write(state, &values)?;
     }

@@ -190,6 +190,9 @@ pub fn train(config: &TrainConfig, out: &Path, resume: bool, control: &mut Contr
     control.observer.note(&format!("{parameters} parameters, {:.1} M multiply-adds an image", macs_per_image / 1e6));
     let mut device = Device::open(&config.device, &layout, run::threads(config.threads), config.precision)?;
     control.observer.note(&format!("device: {}", device.name()));
+    if let Some(products) = device.products() {
+        control.observer.note(&format!("products: {products}"));
+    }
     let train = device.prepare(train)?;
     let evaluation = device.prepare(evaluation)?;
     for (state, values) in initial {

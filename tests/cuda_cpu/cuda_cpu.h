@@ -184,14 +184,14 @@ void wait(Barrier& barrier, unsigned threads, int line) {
     while (barrier.generation == generation) yield();
 }
 
-// Shows `value` to the warp, waits until every lane has shown its own, and takes that of lane `own ^ distance`.
-float shuffle_xor(unsigned mask, float value, unsigned distance, int line) {
+// Shows `value` to the warp, waits until every lane has shown its own, and takes that of lane `from`.
+float shuffle(unsigned mask, float value, unsigned from, int line) {
     if (mask != 0xffffffffu) fail("only whole warps may shuffle here", line, line);
     Warp& warp = block->warps[fiber->thread / WARP];
     float* slots = warp.slots[fiber->shuffles++ % 2];
     slots[fiber->thread % WARP] = value;
     wait(warp.barrier, WARP, line);
-    return slots[(fiber->thread % WARP) ^ distance];
+    return slots[from % WARP];
 }
 
 // ---------------------------------------------------------------------------------------------- scheduling
@@ -342,7 +342,9 @@ bool call(void (*kernel)(Params, Pages, const Record*), const Call& c) {
 #define blockDim (cuda_cpu::block->extent)
 #define gridDim (cuda_cpu::block->grid)
 #define __syncthreads() cuda_cpu::wait(cuda_cpu::block->barrier, cuda_cpu::block->extent.x, __LINE__)
-#define __shfl_xor_sync(mask, value, distance) cuda_cpu::shuffle_xor(mask, value, distance, __LINE__)
+#define __shfl_sync(mask, value, lane) cuda_cpu::shuffle(mask, value, lane, __LINE__)
+#define __shfl_xor_sync(mask, value, distance) \
+    cuda_cpu::shuffle(mask, value, (cuda_cpu::fiber->thread % cuda_cpu::WARP) ^ (distance), __LINE__)
 
 #define CUDA_CPU_EXPORT(kernel) \
     extern "C" bool cuda_cpu_##kernel(const cuda_cpu::Call* c) { return cuda_cpu::call(kernel, *c); } \

@@ -37,6 +37,10 @@ fn plans_count_what_a_gpu_needs() {
             assert!(arena > 0.0 && all > arena && all < 4.0 * number(&cpu["peak_bytes"]), "{gpu}");
         }
     }
+    let [f32, tf32, bf16] =
+        ["f32", "tf32", "bf16"].map(|p| number(&plan(&["--device", "cuda", "--precision", p])["arena_bytes"]));
+    assert!(f32 == tf32 && bf16 < f32, "{f32}, {tf32} and {bf16} bytes");
+    refused(&[&["plan"], &TINY[..], &["--device", "wgpu", "--precision", "tf32"]].concat(), 2, &["wgpu has f32, f16"]);
     let memory = |device: &str| {
         let plan = json(&[&["plan"], &large[..], &["--device", device]].concat());
         number(&plan["peak_bytes"]) / f64::from(1 << 20)
@@ -183,6 +187,11 @@ fn stages_of_a_gpu_run_write_json() {
     let tiny = [("CHANNELS", "2"), ("LAYERS", "1"), ("SIZE", "8x8x3"), ("WARMUP", "0"), ("STEPS", "1")];
     run(&["step"], &[&tiny[..], &[("BATCHES", "2")]].concat(), 0);
     check_step(&result("step-b2-first.json"), true, Some(&plan(&["--device", "cuda"])));
+    let tf32 = result("step-b2-first-tf32.json");
+    check_step(&tf32, true, Some(&plan(&["--device", "cuda"])));
+    assert!(
+        tf32["products"].as_str().unwrap().starts_with("in tf32") && result("step-b2-second-bf16.json").is_object()
+    );
     assert!(number(&result("step-b2-second.json")["launches"]) > number(&result("step-b2-first.json")["launches"]));
     run(&["kernels"], &[("QUICK", "1"), ("FILTER", "softmax/")], 0);
     assert!(result("kernels.json")["cases"].as_array().unwrap().iter().all(|c| c["passed"] == true));

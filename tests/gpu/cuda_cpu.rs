@@ -8,8 +8,8 @@ use std::process::Command;
 
 use libloading::Library;
 use supernet::device::precision::Precision;
-use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, Variant, cuda_options, source};
-use supernet::ops::launch::Launch;
+use supernet::device::source::{COMMON, COMMON_NAME, PRODUCTS, SOURCES, Source, Variant, cuda_options, source};
+use supernet::ops::launch::{BLOCK, Launch};
 
 use super::cases;
 use super::harness::{KERNELS_WITH_HALVES, Machine, Page, Placed, Spread, folded, narrow};
@@ -33,24 +33,28 @@ struct Call {
 /// Orders in which blocks and threads take turns: `Order` in cuda_cpu.h.
 const ORDERS: [u32; 3] = [0, 1, 2];
 
-/// These variants of all sources.
-pub(super) fn all(variants: &[Variant]) -> Vec<(Source, Variant)> {
-    SOURCES.iter().flat_map(|&source| variants.iter().map(move |&variant| (source, variant))).collect()
+/// These variants of all sources, as far as a source has them.
+pub(super) fn all(of_interest: impl Fn(Variant) -> bool) -> Vec<(Source, Variant)> {
+    let variants = |&source: &Source| source.variants().into_iter().map(move |variant| (source, variant));
+    SOURCES.iter().flat_map(variants).filter(|&(_, variant)| of_interest(variant)).collect()
 }
 
 /// Kernels compiled for the CPU. Shared memory is static memory of a library: one launch at a time.
 pub(super) struct CudaCpu {
     libraries: HashMap<(&'static str, Variant), Library>,
     order: u32,
+    /// Whether matrices are multiplied on tensor cores, or what stands for them.
+    pub(super) tensor: bool,
 }
 
 /// How a library is compiled.
 const PLAIN: &[&str] = &["-O2"];
 
 fn compile(folder: &Path, options: &[&str], source: &Source, text: &str, variant: Variant) -> PathBuf {
-    let Variant { wide, halves } = variant;
-    let name =
-        format!("{}_{}{}", source.stem, if wide { "wide" } else { "narrow" }, if halves { "_halves" } else { "" });
+    let Variant { wide, halves, tensor } = variant;
+    let [width, halves, tensor] =
+        [(wide, "_wide"), (halves, "_halves"), (tensor, "_tensor")].map(|(on, s)| if on { s } else { "" });
+    let name = format!("{}{width}{halves}{tensor}", source.stem);
     let exports: String = source.entry_points().iter().map(|k| format!("CUDA_CPU_EXPORT({k})\n")).collect();
     let main = folder.join(format!("{name}.cpp"));
     let library = folder.join(format!("{name}.so"));
@@ -105,11 +109,11 @@ impl CudaCpu {
             let threads: Vec<_> = variants.iter().map(|v| scope.spawn(|| load(v))).collect();
             threads.into_iter().map(|t| t.join().expect("compiles")).collect()
         });
-        Self { libraries, order: 0 }
+        Self { libraries, order: 0, tensor: false }
     }
 
     fn launch(&self, launch: &Launch, pages: &mut [Page]) -> Result<(), String> {
-        let library = &self.libraries[&(launch.source, Variant::of(launch))];
+        let library = &self.libraries[&(launch.source, Variant::on(launch, self.tensor))];
         let name = format!("cuda_cpu_{}", launch.kernel);
         // SAFETY: CUDA_CPU_EXPORT gives every entry point this signature.
         let run: libloading::Symbol<'_, unsafe extern "C" fn(*const Call) -> bool> =
@@ -150,28 +154,48 @@ impl Machine for CudaCpu {
 
 #[test]
 fn cuda_kernels_agree_with_the_reference() {
-    let variants = all(&Variant::ALL[..2]);
-    let mut machine = CudaCpu::new("cases", &variants, str::to_owned);
+    agree(Precision::F32);
+}
+
+#[test]
+fn cuda_kernels_on_tensor_cores_agree_with_the_reference() {
+    agree(Precision::Tf32);
+}
+
+/// Runs the cases, or those that multiply matrices, with maps that are not halved.
+fn agree(precision: Precision) {
+    let tensor = precision == Precision::Tf32;
+    let variants = all(|variant| !variant.halves && (tensor || !variant.tensor));
+    let mut machine = CudaCpu::new(&format!("cases_{precision}"), &variants, str::to_owned);
+    machine.tensor = tensor;
     for case in cases::all() {
         for spread in [Spread::One, Spread::Each] {
-            let placed = Placed::new(&case, spread);
+            let placed = Placed::stored(&case, spread, precision);
             let launches = placed.launches();
+            // Shuffles stand for tensor cores, at length.
+            if tensor && (spread == Spread::Each || !launches.iter().any(|l| PRODUCTS.contains(&l.source))) {
+                continue;
+            }
             let bits = ORDERS.map(|order| {
                 machine.order = order;
                 placed.check(&mut machine, &launches)
             });
             assert!(bits[0] == bits[1] && bits[0] == bits[2], "{}: the order of threads shows", case.name);
-            assert!(placed.check(&mut machine, &folded(&launches)) == bits[0], "{}: the grid's shape shows", case.name);
             machine.order = 0;
+            assert!(
+                tensor || placed.check(&mut machine, &folded(&launches)) == bits[0],
+                "{}: the grid's shape shows",
+                case.name
+            );
             placed.check(&mut machine, &narrow(&launches));
         }
     }
 }
 
-/// Maps in halves: the same kernels, over accesses of their own.
+/// Maps in halves: the same kernels, over accesses of their own; with products in f32 and in tf32.
 #[test]
 fn cuda_kernels_read_and_write_halves() {
-    let mut machine = CudaCpu::new("halves", &all(&Variant::ALL), str::to_owned);
+    let mut machine = CudaCpu::new("halves", &all(|_| true), str::to_owned);
     let mut seen = BTreeSet::new();
     for case in cases::all() {
         for spread in [Spread::One, Spread::Each] {
@@ -181,10 +205,162 @@ fn cuda_kernels_read_and_write_halves() {
                 seen.extend(launches.iter().filter(|l| l.halves).map(|l| l.kernel));
                 placed.check(&mut machine, &launches);
                 placed.check(&mut machine, &narrow(&launches));
+                if spread == Spread::One {
+                    machine.tensor = true;
+                    placed.check(&mut machine, &launches);
+                    placed.check(&mut machine, &narrow(&launches));
+                    machine.tensor = false;
+                }
             }
         }
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), KERNELS_WITH_HALVES);
+}
+
+/// Factors of few bits, whose products are exact: every element by itself, so that no fragment can lie elsewhere than where
+/// PTX has it. The first kernel fills and empties fragments as the PTX ISA says, the second goes through the tiles.
+const FRAGMENTS: &str = r#"
+#include "common.cuh"
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+fragment(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
+    const unsigned lane = threadIdx.x % 32, group = lane >> 2, in_group = lane % 4;
+    const float *a = pages.page[0], *b = pages.page[1];
+    float *d = pages.page[2], v[4], f[6];
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = i % 2 == 0 ? group : group + 8, col = i < 2 ? in_group : in_group + 4;
+        f[i] = factor(a[row * 8 + col]);
+        v[i] = d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
+    }
+    for (unsigned i = 0; i < 2; i++) f[4 + i] = factor(b[(i == 0 ? in_group : in_group + 4) * 8 + group]);
+    mma(v[0], v[1], v[2], v[3], f[0], f[1], f[2], f[3], f[4], f[5]);
+    if (threadIdx.x < 32) {
+        for (unsigned i = 0; i < 4; i++) d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = v[i];
+    }
+}
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+tiles(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
+    __shared__ float4 left[8 * TILE_LEFT / 4];
+    __shared__ float4 right[208];
+    const float *a = pages.page[0], *b = pages.page[1];
+    float* d = pages.page[2];
+    // 64 rows, 40 columns, 16 indices; twice, by the other way to fill each tile.
+    for (unsigned way = 0; way < 2; way++) {
+        float *l = reinterpret_cast<float*>(left), *r = reinterpret_cast<float*>(right);
+        const unsigned t = threadIdx.x, row = t / 4, k = t % 4 * 4;
+        if (way == 0) put_row(l, TILE_LEFT, k, row, make_float4(a[row * 16 + k], a[row * 16 + k + 1], a[row * 16 + k + 2], a[row * 16 + k + 3]));
+        else {
+            const unsigned k = t / 16, row = t % 16 * 4;
+            put_rows(l, TILE_LEFT, k, row, make_float4(a[row * 16 + k], a[row * 16 + 16 + k], a[row * 16 + 32 + k], a[row * 16 + 48 + k]));
+        }
+        if (way == 0 && t < 160) {
+            const unsigned k = t / 10, c = t % 10 * 4;
+            put_columns(r, tile_right(10), k, c, make_float4(b[k * 40 + c], b[k * 40 + c + 1], b[k * 40 + c + 2], b[k * 40 + c + 3]));
+        }
+        if (way == 1 && t < 160) {
+            const unsigned c = t / 4, k = t % 4 * 4;
+            put_column(r, tile_right(10), k, c, make_float4(b[k * 40 + c], b[k * 40 + 40 + c], b[k * 40 + 80 + c], b[k * 40 + 120 + c]));
+        }
+        __syncthreads();
+        float4 acc[4] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
+        tile_product(acc, l, r, 10, 4);
+        const Lane lane = tile_lane(40, 10, 0);
+        for (unsigned i = 0; i < 4 && lane.used; i++) store4(d + way * 2560 + (4 * lane.row + i) * 40 + lane.channel, acc[i], lane.valid);
+        __syncthreads();
+    }
+}
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+rounding(const __grid_constant__ NoParams p, const __grid_constant__ Pages pages, const NoTable* table) {
+    pages.page[1][threadIdx.x] = factor(pages.page[0][threadIdx.x]);
+}
+"#;
+
+/// Runs a kernel of [`FRAGMENTS`], or of what `edit` makes of the sources.
+fn fragments(kernel: &'static str, pages: &mut [Page], edit: impl Fn(&str) -> String + Sync) {
+    let stem = "dense";
+    let variant = Variant { tensor: true, ..Variant::default() };
+    let text = FRAGMENTS.replace("NoParams", "NoTable");
+    let source = Source { stem, cuda: text.leak(), shader: "" };
+    let mut machine = CudaCpu::new(&format!("fragments_{kernel}"), &[(source, variant)], edit);
+    machine.tensor = true;
+    let launch = Launch {
+        source: stem,
+        kernel,
+        wide: false,
+        halves: false,
+        params: vec![0],
+        table: Vec::new(),
+        pages: (0..pages.len() as u32).collect(),
+        grid: [1, 1, 1],
+        block: BLOCK,
+        jobs: None,
+        reads: Vec::new(),
+        writes: Vec::new(),
+    };
+    machine.run(&[launch], pages).expect("the kernel runs");
+}
+
+fn page(len: usize, value: impl Fn(usize) -> f32) -> Page {
+    let mut page = Page::new(len);
+    page.values_mut().iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
+    page
+}
+
+/// Whether products through fragments, and through tiles, are exact.
+fn exact(edit: impl Fn(&str) -> String + Sync) -> [bool; 2] {
+    let (a, b) = (|i: usize| (i * 7 % 251) as f32 - 125.0, |i: usize| (i * 13 % 241) as f32 / 8.0 - 15.0);
+    let product = |row: usize, column: usize, depth: usize, columns: usize| {
+        (0..depth).map(|k| a(row * depth + k) * b(k * columns + column)).sum::<f32>()
+    };
+    let mut one = [page(128, a), page(64, b), page(128, |i| i as f32)];
+    fragments("fragment", &mut one, &edit);
+    let whole = one[2].values().iter().enumerate().all(|(i, &d)| d == i as f32 + product(i / 8, i % 8, 8, 8));
+    let mut tiles = [page(64 * 16, a), page(16 * 40, b), page(2 * 64 * 40, |_| f32::NAN)];
+    fragments("tiles", &mut tiles, &edit);
+    let expected = |i: usize| product(i % 2560 / 40, i % 40, 16, 40);
+    [whole, tiles[2].values().iter().enumerate().all(|(i, &d)| d == expected(i))]
+}
+
+#[test]
+fn fragments_lie_where_ptx_has_them() {
+    assert_eq!(exact(str::to_owned), [true, true]);
+    let broken = |from: &str, to: &str| {
+        assert!(COMMON.contains(from), "{from}");
+        exact(|text| text.replace(from, to))
+    };
+    assert_eq!(broken("k < 4 ? a0 : a2, 4 * g", "k < 4 ? a0 : a1, 4 * g"), [false, false], "another fragment of a");
+    assert_eq!(broken("4 * (2 * q + 1) + k % 4", "4 * (q + 4) + k % 4"), [false, false], "another column of d");
+    assert_eq!(
+        broken("acc[0].y, acc[0].w, acc[1]", "acc[0].w, acc[0].y, acc[1]"),
+        [true, false],
+        "columns changed over"
+    );
+    assert_eq!(broken("row / 2 % 2 * half_of", "row % 2 * half_of"), [true, false], "rows in the wrong half");
+    assert_eq!(broken("p[4] = factor(v.z)", "p[4] = factor(v.w)"), [true, false], "a column twice");
+}
+
+#[test]
+fn factors_are_rounded_to_the_nearest() {
+    let ulp = f32::from_bits(0x3f80_2000) - 1.0;
+    let pairs = [
+        (1.0, 1.0),
+        (1.0 + 0.499 * ulp, 1.0),
+        (1.0 + 0.5 * ulp, 1.0 + ulp),
+        (-1.0 - 0.5 * ulp, -1.0 - ulp),
+        (2.0 - 0.5 * ulp, 2.0),
+        (0.0, 0.0),
+        (-0.0, -0.0),
+        (3.0e-39, f32::from_bits((3.0e-39f32.to_bits() + 0x1000) & !0x1fff)),
+        (f32::MAX, f32::INFINITY),
+        (f32::INFINITY, f32::INFINITY),
+        (f32::NEG_INFINITY, f32::NEG_INFINITY),
+        (f32::NAN, f32::NAN),
+        (f32::from_bits(0x7fff_ffff), f32::NAN),
+    ];
+    let mut pages = [page(BLOCK as usize, |i| pairs.get(i).map_or(0.0, |pair| pair.0)), Page::new(BLOCK as usize)];
+    fragments("rounding", &mut pages, str::to_owned);
+    for ((from, to), &found) in pairs.iter().zip(pages[1].values()) {
+        assert!(found.to_bits() == to.to_bits() || to.is_nan() && found.is_nan(), "{from} becomes {found}, not {to}");
+    }
 }
 
 /// The tests above are worth something only if they notice a broken kernel.

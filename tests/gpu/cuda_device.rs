@@ -2,8 +2,10 @@
 //! one, the small ones under compute-sanitizer.
 
 use supernet::Result;
+use supernet::device::Precision;
 use supernet::device::cuda::Cuda;
 use supernet::device::paged::Backend;
+use supernet::device::source::PRODUCTS;
 use supernet::ops::launch::Launch;
 
 use super::harness::{Machine, Page, Placed, Spread, folded, narrow};
@@ -33,6 +35,11 @@ impl Device {
     }
 }
 
+/// Whether a case multiplies matrices.
+fn has_products(launches: &[Launch]) -> bool {
+    launches.iter().any(|l| PRODUCTS.contains(&l.source))
+}
+
 impl Machine for Device {
     fn run(&mut self, launches: &[Launch], pages: &mut [Page]) -> std::result::Result<(), String> {
         self.run_once(launches, pages).map_err(|error| error.to_string())
@@ -52,6 +59,19 @@ pub fn check_cases(device: &mut Device, step: usize, most: usize) -> usize {
             assert!(placed.check(device, &folded(&launches)) == bits, "{}: the grid's shape shows", case.name);
             if spread == Spread::One {
                 placed.check(device, &narrow(&launches));
+            }
+            // The same on tensor cores, if the device has them; with maps in halves, too.
+            for precision in [Precision::Tf32, Precision::Bf16] {
+                let placed = Placed::stored(case, spread, precision);
+                if !has_products(&launches) || precision.has_halves() && !placed.has_halves() {
+                    continue;
+                }
+                device.0.set_precision(precision);
+                let launches = placed.launches();
+                let bits = placed.check(device, &launches);
+                assert!(placed.check(device, &launches) == bits, "{}: two runs differ in {precision}", case.name);
+                placed.check(device, &narrow(&launches));
+                device.0.set_precision(Precision::F32);
             }
         }
     }

@@ -94,6 +94,7 @@ fn scenario(name: &str, driver: &str, variables: &[(&str, &str)]) -> String {
 fn a_scenario() {
     match std::env::var(SCENARIO).as_deref() {
         Ok("open") => report_opening(),
+        Ok("no tf32") => no_tf32(),
         Ok("step") => whole_steps_equal_the_processors(),
         Ok("replays") => replays(),
         Ok("staging") => staging(),
@@ -188,11 +189,12 @@ fn devices_lists_gpus_or_what_is_missing() {
     let two = list(&[("FAKE_CUDA_DEVICES", "2")]);
     let expected = |index: usize| {
         serde_json::json!({
-            "kind": "cuda", "available": true, "index": index, "name": "Fake GPU", "compute_capability": "9.0",
+            "kind": "cuda", "available": true, "index": index, "name": "Fake GPU", "compute_capability": "9.0", "tf32": true,
             "memory_bytes": 1u64 << 32, "driver": "13.0", "nvrtc": "13.0",
         })
     };
     assert_eq!(two, [expected(0), expected(1)]);
+    assert_eq!(list(&[("FAKE_CUDA_CAPABILITY", "75")])[0]["tf32"], false);
     let without = list(&[("SUPERNET_NVRTC", "/nowhere")]);
     assert_eq!(without[0]["available"], false);
     assert!(without[0]["reason"].as_str().unwrap().contains("not a usable NVRTC"), "{without:?}");
@@ -303,6 +305,17 @@ fn whole_steps_equal_the_processors() {
         assert!(close, "{name} in halves: {found:?}, expected {expected:?}");
     }
 
+    // Products in tf32: yet others, and closer; maps are as they are.
+    let mut device = Device::open(&"cuda".parse().unwrap(), &search.layout, 1, Precision::Tf32).unwrap();
+    assert_eq!(device.products().unwrap(), "in tf32, on tensor cores");
+    let found = search.run(&mut device).unwrap();
+    assert_ne!(found, bits[0], "the precision does something");
+    for ((name, found), (_, expected)) in found.iter().zip(&expected).filter(|((name, _), _)| name.ends_with("sums")) {
+        let close = found.iter().zip(expected).all(|(f, e)| (f - e).abs() <= 2e-3 * e.abs());
+        assert!(close, "{name} in tf32: {found:?}, expected {expected:?}");
+    }
+    drop(device);
+
     // What is not finite is found op by op, in between the replays of a captured program.
     let mut device = open(&search.layout, true).unwrap();
     let [program, _] = search.programs();
@@ -325,6 +338,21 @@ fn whole_steps_equal_the_processors() {
 #[test]
 fn whole_search_steps_on_a_fake_gpu() {
     scenario("step", "driver", &[]);
+}
+
+/// An older device has the same precisions, and says that it multiplies in f32.
+fn no_tf32() {
+    let open = |precision| Device::open(&"cuda".parse().unwrap(), &StoreLayout::new(), 1, precision).unwrap();
+    for precision in [Precision::Tf32, Precision::Bf16] {
+        let products = open(precision).products().unwrap();
+        assert!(products.starts_with("in f32: compute capability 7.5 has no tf32"), "{products}");
+    }
+    assert_eq!(open(Precision::F32).products(), None);
+}
+
+#[test]
+fn a_device_without_tf32_says_so() {
+    scenario("no tf32", "driver", &[("FAKE_CUDA_CAPABILITY", "75")]);
 }
 
 // ------------------------------------------------------------------------------------------------ replays and staging

@@ -8,10 +8,11 @@ use supernet::ops::launch::{Launch, Place, Places};
 
 /// Largest error, relative in norm.
 const TOLERANCE: f64 = 2e-5;
-/// The same where outputs are rounded to so few bits.
+/// The same where outputs are rounded to so few bits; or both factors of products, each by at most 2^-11 of itself.
 const fn tolerance(precision: Precision) -> f64 {
     match precision {
         Precision::F32 => TOLERANCE,
+        Precision::Tf32 => 1.0 / 1024.0,
         Precision::F16 => 1e-3,
         Precision::Bf16 => 4e-3,
     }
@@ -115,7 +116,7 @@ impl<'a> Placed<'a> {
             // Gradients are never halved, and kernels do not ask whether they are.
             let gradient = case.layout.name(state).starts_with("g ") || case.layout.name(state) == "g";
             let fits = fit.contains(&program.graph().info(tensor).base) && !gradient;
-            halves[state.id as usize] = fits && precision != Precision::F32;
+            halves[state.id as usize] = fits && precision.has_halves();
         }
         let stored = |(values, &half): (&Vec<f32>, &bool)| -> Vec<f32> {
             let round = |&v: &f32| if half { precision.decode(precision.encode(v)) } else { v };
@@ -234,7 +235,11 @@ impl<'a> Placed<'a> {
     /// Compares memory after the run with the reference, and finds writes outside of all tensors. Vectors and matrices
     /// are compared row by row, maps as a whole.
     pub fn compare(&self, pages: &[Page]) -> Result<(), String> {
-        let tolerance = tolerance(if self.has_halves() { self.precision } else { Precision::F32 });
+        let rounds = self.has_halves() || !self.precision.has_halves();
+        let tolerance = tolerance(if rounds { self.precision } else { Precision::F32 });
+        // What tf32 rounds is relative to the sum of the absolute products, of which a single row may keep little.
+        let cancels = if self.precision == Precision::Tf32 { 8.0 } else { 1.0 };
+        let relative = |error: f64, norm: f64| if error > 0.0 { (error / norm.max(1e-30)).sqrt() } else { 0.0 };
         for ((name, state), (&(page, start), expected)) in
             self.case.layout.iter().zip(self.at.iter().zip(&self.expected))
         {
@@ -244,6 +249,7 @@ impl<'a> Placed<'a> {
                 true => bytemuck::cast_slice(words).iter().map(|&half| self.precision.decode(half)).collect(),
                 false => words.to_vec(),
             };
+            let mut whole = (0.0, 0.0);
             let stretch = if state.shape.n * state.shape.h == 1 { state.shape.c } else { expected.len() };
             for (row, (actual, expected)) in actual.chunks(stretch).zip(expected.chunks(stretch)).enumerate() {
                 let (mut error, mut norm) = (0.0, 0.0);
@@ -256,10 +262,15 @@ impl<'a> Placed<'a> {
                         norm += e * e;
                     }
                 }
-                let relative = (error / norm.max(1e-30)).sqrt();
-                if error > 0.0 && relative > tolerance {
+                whole = (whole.0 + error, whole.1 + norm);
+                let relative = relative(error, norm);
+                if relative > tolerance * cancels {
                     return Err(format!("{name}, row {row}: off by {relative:.1e} in norm"));
                 }
+            }
+            let relative = relative(whole.0, whole.1);
+            if relative > tolerance {
+                return Err(format!("{name}: off by {relative:.1e} in norm"));
             }
         }
         let free = self.free();

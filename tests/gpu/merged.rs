@@ -5,7 +5,6 @@ use supernet::data::{Geometry, Normalisation};
 use supernet::device::pages::{Placed, Store};
 use supernet::device::precision::Precision;
 use supernet::device::reference::Reference;
-use supernet::device::source::Variant;
 use supernet::graph::{Program, State, StoreLayout};
 use supernet::network::{SearchSpace, Supernet};
 use supernet::ops::launch::{Launch, Place};
@@ -119,7 +118,7 @@ impl Step {
 }
 
 fn machine(purpose: &str) -> CudaCpu {
-    CudaCpu::new(purpose, &cuda_cpu::all(&Variant::ALL), str::to_owned)
+    CudaCpu::new(purpose, &cuda_cpu::all(|_| true), str::to_owned)
 }
 
 /// Distance of values from others, relative in norm.

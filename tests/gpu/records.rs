@@ -1,7 +1,7 @@
 //! Records and flags are declared three times, in Rust, CUDA and WGSL, so that each file can be read on its own. This
 //! compares the declarations, and the entry points of kernels and shaders.
 
-use supernet::device::source::{COMMON, SOURCES, Source, Variant, source};
+use supernet::device::source::{COMMON, PRODUCTS, SOURCES, Source, Variant, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
 use supernet::ops::launch::dense::{self, DenseInput, DenseJob, DenseWeight};
@@ -159,6 +159,13 @@ fn records_have_the_same_fields_in_all_three_languages() {
     let prelude = source("fold").wgsl(Variant::default(), 1, false);
     assert!(COMMON.contains(&format!("unsigned HALF = {HALF:#x}u;")));
     assert!(prelude.contains(&format!("const HALF: u32 = {HALF:#x}u;")));
+}
+
+/// Whatever multiplies on tensor cores is compiled for them, and nothing else.
+#[test]
+fn sources_that_know_tensor_cores_are_listed() {
+    let knows = |source: &&Source| source.cuda.contains("#if TENSOR");
+    assert_eq!(SOURCES.iter().filter(knows).map(|source| source.stem).collect::<Vec<_>>(), PRODUCTS);
 }
 
 #[test]

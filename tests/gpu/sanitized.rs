@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use libloading::os::unix::Library;
-use supernet::device::source::{SOURCES, Source, Variant, source};
+use supernet::device::precision::Precision;
+use supernet::device::source::{PRODUCTS, SOURCES, Source, source};
 use supernet::ops::launch::Launch;
 
 use super::cuda_cpu::CudaCpu;
@@ -107,7 +108,8 @@ fn a_run() {
     let stems: Vec<&str> = if stem.is_empty() { Vec::new() } else { vec![&stem, "fold"] };
     let sources: Vec<Source> =
         if stem.is_empty() { SOURCES.to_vec() } else { stems.iter().map(|s| source(s)).collect() };
-    let variants: Vec<_> = sources.iter().flat_map(|&s| Variant::ALL[..2].iter().map(move |&v| (s, v))).collect();
+    let whole = |source: &Source| source.variants().into_iter().filter(|variant| !variant.halves);
+    let variants: Vec<_> = sources.iter().flat_map(|s| whole(s).map(|variant| (*s, variant))).collect();
     let kernels = CudaCpu::compiled(&folder, OPTIONS, &variants, |text| text.replace(&from, &to));
     let mut machine = Guarded { kernels, free: Vec::new(), runtime: Library::this() };
     for case in cases::all() {
@@ -120,6 +122,12 @@ fn a_run() {
             eprintln!("{}, {spread:?}", case.name);
             machine.free = placed.free();
             placed.check(&mut machine, &launches);
+            if launches.iter().any(|l| PRODUCTS.contains(&l.source)) {
+                let placed = Placed::stored(&case, spread, Precision::Tf32);
+                machine.kernels.tensor = true;
+                placed.check(&mut machine, &launches);
+                machine.kernels.tensor = false;
+            }
             if spread == Spread::One {
                 placed.check(&mut machine, &folded(&narrow(&launches)));
             }

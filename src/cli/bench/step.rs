@@ -6,6 +6,7 @@ use supernet::bench::report::{Table, ceilings, changes};
 use supernet::bench::step::{KernelShare, OpShare, Recipe, StepReport, Subject};
 use supernet::config::{SearchConfig, TrainConfig};
 use supernet::data::Geometry;
+use supernet::device::Precision;
 use supernet::search::step::Order;
 use supernet::{Error, Result};
 
@@ -23,6 +24,7 @@ Examples:
   supernet bench step --grow batch --svg batch.svg
   supernet bench step --threads 2 --compare earlier.json
   supernet bench step --device cuda --order second --profile
+  supernet bench step --device cuda --precision tf32
   supernet bench step --grow channels --values 4,8,16,32 --json";
 
 /// Time whole steps of a search, or of a training, on synthetic images, with the very programs that a run uses.
@@ -83,6 +85,9 @@ pub struct Arguments {
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "grow",
           value_parser = clap::value_parser!(u32).range(1..=65536))]
     values: Option<Vec<u32>>,
+    /// How maps are stored and matrices multiplied: f32, f16 (on wgpu), tf32 or bf16 (on cuda).
+    #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = parse::precision)]
+    precision: Precision,
     /// Refuse to run if the engine needs more memory.
     #[arg(long, value_name = "MiB")]
     memory_limit: Option<u32>,
@@ -108,6 +113,7 @@ impl Arguments {
                 auxiliary: self.auxiliary,
                 drop_path: self.drop_path,
                 device,
+                precision: self.precision,
                 threads,
                 seed,
                 memory_limit,
@@ -121,6 +127,7 @@ impl Arguments {
                 batch: given(self.batch, defaults.batch),
                 order: self.order,
                 device,
+                precision: self.precision,
                 threads,
                 seed,
                 memory_limit,
@@ -171,6 +178,7 @@ fn text(report: &StepReport) -> String {
         .add("images a second", format!("{:.0}", details.images_per_second))
         .add("operations", format!("{:.2} GFLOP, {:.1} GFLOP/s", details.flops * 1e-9, details.gflops))
         .add_some("device", report.machine.device.as_ref())
+        .add_some("products", details.products.as_ref())
         .add_some("host until started", details.host_seconds.map(|seconds| format!("{:.2} ms", 1e3 * seconds)))
         .add_some("launches", details.host_seconds.map(|_| details.launches))
         .add("memory of the engine", mib(details.peak_bytes))

@@ -50,6 +50,11 @@ impl Info {
         Ok((device, Self { index, name, capability: (capability[0], capability[1]), memory_bytes }))
     }
 
+    /// Whether its tensor cores multiply in tf32.
+    pub fn has_tf32(&self) -> bool {
+        self.capability >= (8, 0)
+    }
+
     /// The architecture as NVRTC names it.
     pub fn architecture(&self) -> String {
         format!("sm_{}{}", self.capability.0, self.capability.1)

@@ -48,16 +48,19 @@ pub(super) struct Kernels {
     cache: Cache,
     modules: HashMap<Key, Rc<Module>>,
     functions: HashMap<(Key, &'static str), Kernel>,
+    /// Whether matrices are multiplied on tensor cores.
+    pub tensor: bool,
 }
 
 impl Kernels {
     pub fn new(context: &Rc<Context>, nvrtc: Nvrtc, cache: Cache) -> Self {
-        Self { context: Rc::clone(context), nvrtc, cache, modules: HashMap::new(), functions: HashMap::new() }
+        let (modules, functions) = (HashMap::new(), HashMap::new());
+        Self { context: Rc::clone(context), nvrtc, cache, modules, functions, tensor: false }
     }
 
     /// Compiles what these launches need and has not been compiled yet, several sources at once.
     pub fn compile(&mut self, launches: &[Launch]) -> Result<()> {
-        let mut variants: Vec<Key> = launches.iter().map(|l| (l.source, Variant::of(l))).collect();
+        let mut variants: Vec<Key> = launches.iter().map(|l| (l.source, Variant::on(l, self.tensor))).collect();
         variants.sort_unstable();
         variants.dedup();
         variants.retain(|variant| !self.modules.contains_key(variant));
@@ -110,7 +113,7 @@ impl Kernels {
 
     /// The entry point of a launch whose source is compiled.
     pub fn get(&mut self, launch: &Launch) -> Result<Kernel> {
-        let variant = (launch.source, Variant::of(launch));
+        let variant = (launch.source, Variant::on(launch, self.tensor));
         if let Some(kernel) = self.functions.get(&(variant, launch.kernel)) {
             return Ok(kernel.clone());
         }

@@ -18,6 +18,7 @@ use self::context::{Buffer, Context};
 use self::driver::{Driver, Fault, OUT_OF_MEMORY, Outcome, version_text};
 use self::kernels::Kernels;
 use self::staging::{Staging, Watches};
+use super::Precision;
 use super::needs::CUDA_PAGE;
 use super::paged::Backend;
 use crate::error::{Error, Result};
@@ -34,6 +35,7 @@ pub struct Cuda {
     staging: Staging,
     watches: Watches,
     capture: bool,
+    precision: Precision,
     /// What was started last, for errors that show later.
     last: String,
 }
@@ -49,7 +51,8 @@ impl Cuda {
         let nvrtc = Nvrtc::find(context.driver.version / 1000)?;
         let kernels = Kernels::new(&context, nvrtc, Cache::new(crate::files::cache_folder().as_deref()));
         let (staging, watches) = (Staging::default(), Watches::default());
-        Ok(Self { context, pages: Vec::new(), kernels, staging, watches, capture, last: String::new() })
+        let (pages, precision, last) = (Vec::new(), Precision::F32, String::new());
+        Ok(Self { context, pages, kernels, staging, watches, capture, precision, last })
     }
 
     /// Runs something on the device; `what` names it in errors.
@@ -81,6 +84,19 @@ impl Backend for Cuda {
 
     fn name(&self) -> String {
         self.context.info.to_string()
+    }
+
+    fn products(&self) -> Option<String> {
+        let Info { capability: (major, minor), .. } = self.context.info;
+        self.precision.has_tf32().then(|| match self.kernels.tensor {
+            true => "in tf32, on tensor cores".into(),
+            false => format!("in f32: compute capability {major}.{minor} has no tf32, 8.0 and newer have"),
+        })
+    }
+
+    fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        self.kernels.tensor = precision.has_tf32() && self.context.info.has_tf32();
     }
 
     fn page(&self) -> usize {
