@@ -292,6 +292,16 @@ mod wgpu {
         }
     }
 
+    /// Bounds that a GPU certifies hold, and lie close together.
+    #[test]
+    fn bounds_of_transport_contain_the_exact_cost() {
+        if open(&StoreLayout::new()).is_none() {
+            return;
+        }
+        crate::transport::check_device("wgpu", 7);
+        crate::transport::check_gap("wgpu");
+    }
+
     /// Distances of labelled datasets: inner problems of all class pairs, outer ones of costs with labels.
     #[test]
     fn dataset_distances_agree_with_the_processor() {
