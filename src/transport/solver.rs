@@ -56,7 +56,7 @@ pub enum Domain {
 /// Where the costs of points are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
-    /// Stored where they fit into the budget, else recomputed.
+    /// Stored where they fit, see [`Options::budget`], else recomputed.
     Auto,
     /// In a matrix.
     Stored,
