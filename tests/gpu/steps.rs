@@ -285,8 +285,12 @@ mod wgpu {
             };
             for (cpu, gpu) in solve("cpu").iter().zip(solve("wgpu")) {
                 assert!(cpu.converged && gpu.converged, "{domain:?}, {memory:?}: {cpu:?} and {gpu:?}");
-                for (a, b) in [(cpu.cost, gpu.cost), (cpu.lower, gpu.lower), (cpu.upper, gpu.upper)] {
-                    assert!((a - b).abs() <= 1e-4 * (a.abs() + 1e-3), "{domain:?}, {memory:?}: {cpu:?} and {gpu:?}");
+                let what = format!("{domain:?}, {memory:?}: {cpu:?} and {gpu:?}");
+                assert!((cpu.cost - gpu.cost).abs() <= 1e-4 * (cpu.cost.abs() + 1e-3), "{what}");
+                // A GPU's bounds are widened by a share of the largest cost, which even a cost of zero does not lessen.
+                let mean = cpu.epsilon / 0.02;
+                for (a, b) in [(cpu.lower, gpu.lower), (cpu.upper, gpu.upper)] {
+                    assert!((a - b).abs() <= 1e-4 * a.abs() + 2e-5 * mean, "{what}");
                 }
             }
         }
