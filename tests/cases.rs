@@ -26,7 +26,7 @@ use supernet::ops::second_order::{HessianTerm, Perturb, Unroll};
 use supernet::ops::separable::{BranchInput, Separable};
 use supernet::ops::softmax::Softmax;
 use supernet::ops::transport::{
-    Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Source, Table,
+    Certificate, CostExtent, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Source, Table,
 };
 use supernet::ops::{Op, Real};
 use supernet::random::{Stream, normal, uniform};
@@ -1270,7 +1270,9 @@ fn transport(
     let tensors = SinkhornTensors { cost, labels: free_labels, weights, schedule, potentials, status };
     let op = Sinkhorn { table: table.clone(), iterations, rule, kernel: held == Held::Kernel, source };
     Sinkhorn::record(&mut s.graph, op, tensors)?;
-    let rows = Certificate::record(&mut s.graph, Certificate { table, source }, tensors)?;
+    let rows = Certificate::record(&mut s.graph, Certificate { table: table.clone(), source }, tensors)?;
+    s.seen(rows);
+    let rows = CostExtent::record(&mut s.graph, CostExtent { table, source }, cost, free_labels)?;
     s.seen(rows);
     Ok(())
 }
@@ -1278,8 +1280,8 @@ fn transport(
 /// Sizes around whole vectors and blocks of rows.
 const RAGGED: &[(usize, usize, bool)] =
     &[(1, 1, false), (5, 33, false), (64, 16, false), (70, 129, false), (20, 20, true), (200, 3, false)];
-const MATRIX_FREE: &[&str] = &["sinkhorn", "transport_certificate"];
-const TRANSPORT: &[&str] = &["pair_cost", "sinkhorn", "transport_certificate"];
+const MATRIX_FREE: &[&str] = &["sinkhorn", "transport_certificate", "cost_extent"];
+const TRANSPORT: &[&str] = &["pair_cost", "sinkhorn", "transport_certificate", "cost_extent"];
 
 impl Case {
     const fn within(self, tolerance: f64) -> Self {

@@ -89,6 +89,44 @@ fn costs_are_those_of_pot_and_the_exact_cost_lies_between_the_bounds() {
     }
 }
 
+/// A GPU's bounds contain the exact cost, and what it finds is what the processor does, finished and unfinished, with
+/// matrices and without. Problems come in steps of `every`.
+pub fn check_device(device: &str, every: usize) {
+    for (i, p) in FIXTURE["problems"].as_array().unwrap().iter().enumerate().step_by(every) {
+        let (n, m, d, kind) = (count(p, "n"), count(p, "m"), count(p, "d"), count(p, "kind") as u64);
+        let (x, y) = (cloud(2 * i as u64 + 1, n, d, kind, 0.0), cloud(2 * i as u64 + 2, m, d, kind, 0.25));
+        let exact = number(p, "exact");
+        for (memory, iterations) in [(Memory::Stored, 2000), (Memory::Recomputed, 2000), (Memory::Stored, 3)] {
+            let of = |device: &str| {
+                let options = Options {
+                    device: device.parse().unwrap(),
+                    memory,
+                    iterations,
+                    domain: Domain::Log,
+                    ..Options::default()
+                };
+                solve_one(d, &x, &y, Epsilon::Mean(number(p, "share")), &options)
+            };
+            let (cpu, gpu) = (of("cpu"), of(device));
+            let what = format!("problem {i} ({n} x {m} x {d}), {memory:?}: {exact}, {cpu:?}, {gpu:?}");
+            assert!(gpu.lower <= exact && exact <= gpu.upper, "{what}");
+            for (a, b) in [(cpu.cost, gpu.cost), (cpu.lower, gpu.lower), (cpu.upper, gpu.upper)] {
+                assert!((a - b).abs() <= 1e-4 * cpu.cost, "{what}");
+            }
+        }
+    }
+}
+
+/// The gap of a device's bounds.
+pub fn check_gap(device: &str) {
+    let (x, y) = (cloud(61, 256, 64, 0, 0.0), cloud(62, 256, 64, 0, 0.25));
+    for (share, gap) in [(0.01, 0.01), (0.002, 0.003)] {
+        let options = Options { tolerance: 1e-4, device: device.parse().unwrap(), ..tight() };
+        let s = solve_one(64, &x, &y, Epsilon::Mean(share), &options);
+        assert!(s.converged && (s.upper - s.lower) <= gap * s.lower, "{share}: {s:?}");
+    }
+}
+
 #[test]
 fn bounds_hold_and_are_honest_without_convergence() {
     for (i, p) in FIXTURE["problems"].as_array().unwrap().iter().enumerate().take(60) {
@@ -111,11 +149,7 @@ fn bounds_hold_and_are_honest_without_convergence() {
 
 #[test]
 fn the_gap_is_narrow() {
-    let (x, y) = (cloud(61, 256, 64, 0, 0.0), cloud(62, 256, 64, 0, 0.25));
-    for (share, gap) in [(0.01, 0.01), (0.002, 0.003)] {
-        let s = solve_one(64, &x, &y, Epsilon::Mean(share), &Options { tolerance: 1e-4, ..tight() });
-        assert!(s.converged && (s.upper - s.lower) <= gap * s.lower, "{share}: {s:?}");
-    }
+    check_gap("cpu");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use super::cases::{Case, Timed};
 use super::recorder::{Draw, Recorder};
 use crate::error::Result;
 use crate::graph::Shape;
-use crate::ops::transport::{Certificate, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Source, Table};
+use crate::ops::transport::{
+    Certificate, CostExtent, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Source, Table,
+};
 
 /// Classes, of which every pair is a problem.
 const CLASSES: usize = 20;
@@ -20,7 +22,7 @@ const ITERATIONS: usize = 10;
 const PLAN: [f32; SCHEDULE] = [3.2, 3.2, 0.5, -1.0, 1e6, 0.0, 0.0, 0.0];
 
 /// Records the costs, and what follows them up to the op that is timed.
-fn record(r: &mut Recorder, problems: usize, what: Option<bool>, certificate: bool) -> Result<()> {
+fn record(r: &mut Recorder, problems: usize, what: Option<bool>, timed: &str) -> Result<()> {
     let mut table = Table::default();
     let pairs = (0..CLASSES).flat_map(|a| (a + 1..CLASSES).map(move |b| (a, b)));
     for (a, b) in pairs.take(problems) {
@@ -49,23 +51,32 @@ fn record(r: &mut Recorder, problems: usize, what: Option<bool>, certificate: bo
         };
         Sinkhorn::record(&mut r.graph, op, tensors)?;
     }
-    if certificate {
-        let rows = Certificate::record(&mut r.graph, Certificate { table, source: Source::Stored }, tensors)?;
-        r.output(rows);
+    let source = Source::Stored;
+    match timed {
+        "transport_certificate" => {
+            let rows = Certificate::record(&mut r.graph, Certificate { table, source }, tensors)?;
+            r.output(rows);
+        }
+        "cost_extent" => {
+            let rows = CostExtent::record(&mut r.graph, CostExtent { table, source }, cost, None)?;
+            r.output(rows);
+        }
+        _ => {}
     }
     Ok(())
 }
 
 /// The cases.
 pub(super) fn cases() -> Vec<Case> {
-    let case = |op: &'static str, what: &str, domain: Option<bool>, certificate: bool| {
+    let case = |op: &'static str, what: &str, domain: Option<bool>| {
         let name = format!("{op}/{PAIRS}x{POINTS}x{POINTS}/{what}");
-        Case::of(name, Timed::Op(op), PAIRS, move |r, n| record(r, n, domain, certificate))
+        Case::of(name, Timed::Op(op), PAIRS, move |r, n| record(r, n, domain, op))
     };
     vec![
-        case("pair_cost", &format!("d{DIMENSIONS}"), None, false),
-        case("sinkhorn", &format!("log, {ITERATIONS} iterations"), Some(false), false),
-        case("sinkhorn", &format!("kernel, {ITERATIONS} iterations"), Some(true), false),
-        case("transport_certificate", "all", Some(true), true),
+        case("pair_cost", &format!("d{DIMENSIONS}"), None),
+        case("sinkhorn", &format!("log, {ITERATIONS} iterations"), Some(false)),
+        case("sinkhorn", &format!("kernel, {ITERATIONS} iterations"), Some(true)),
+        case("transport_certificate", "all", Some(true)),
+        case("cost_extent", "all", None),
     ]
 }

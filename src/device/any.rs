@@ -62,6 +62,14 @@ impl Device {
         }
     }
 
+    /// Elements that one more tensor may have, where a GPU tells what it has free.
+    pub fn room(&self) -> Option<usize> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Gpu(gpu) => gpu.room(),
+        }
+    }
+
     /// Values of a state: those of the processor where they stand, those of another device as a copy.
     ///
     /// # Errors

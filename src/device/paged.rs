@@ -29,6 +29,11 @@ pub trait Backend {
     /// Says how programs compute, before any is recorded. What is stored how, their launches say.
     fn set_precision(&mut self, _precision: Precision) {}
 
+    /// Bytes of the device's memory that nobody has, where the device tells.
+    fn free(&self) -> Option<usize> {
+        None
+    }
+
     /// Appends pages of so many elements, filled with zeros.
     ///
     /// # Errors
@@ -170,6 +175,10 @@ pub trait Gpu {
 
     /// Bytes that the device has allocated.
     fn bytes(&self) -> usize;
+
+    /// Elements that a tensor may have beside what is there: what a page holds, and two thirds of the free memory. None
+    /// where the device does not tell what is free.
+    fn room(&self) -> Option<usize>;
 }
 
 /// Store, arena and programs on a GPU.
@@ -361,5 +370,9 @@ impl<B: Backend> Gpu for Paged<B> {
 
     fn bytes(&self) -> usize {
         self.backend.bytes()
+    }
+
+    fn room(&self) -> Option<usize> {
+        self.backend.free().map(|bytes| (bytes / 4 / 3 * 2).min(self.backend.page()))
     }
 }

@@ -59,7 +59,7 @@ macro_rules! sources {
     };
 }
 
-sources! { "augment", "dense", "elementary", "elementwise", "fold", "folded", "global_pool", "loss", "mixture", "optimiser", "pool", "second_order", "separable", "separable_backward", "softmax", "statistics", "transport" }
+sources! { "augment", "certificate", "dense", "elementary", "elementwise", "fold", "folded", "global_pool", "loss", "mixture", "optimiser", "pool", "second_order", "separable", "separable_backward", "softmax", "statistics", "transport" }
 
 /// The header that every CUDA source includes.
 pub const COMMON: &str = include_str!("../../kernels/common.cuh");

@@ -19,6 +19,7 @@
 //! kernel and the shader, and add cases to `tests/gpu/cases.rs`.
 
 pub mod augment;
+pub mod certificate;
 pub mod dense;
 pub mod elementary;
 pub mod elementwise;
@@ -228,6 +229,8 @@ impl Op {
             Self::Accumulate(op) => Some(op),
             Self::Adam(op) => Some(op),
             Self::Affine(op) => Some(op),
+            Self::Certificate(op) => Some(op),
+            Self::CostExtent(op) => Some(op),
             Self::CrossEntropy(op) => Some(op),
             Self::CrossEntropyBackward(op) => Some(op),
             Self::Fill(op) => Some(op),
@@ -266,7 +269,6 @@ impl Op {
             Self::Softmax(op) => Some(op),
             Self::SoftmaxBackward(op) => Some(op),
             Self::Unroll(op) => Some(op),
-            _ => None,
         }
     }
 }

@@ -240,6 +240,7 @@ table! {
     softmax::Softmax,
     softmax::SoftmaxBackward,
     transport::Certificate,
+    transport::CostExtent,
     transport::PairCost,
     transport::Sinkhorn,
 }

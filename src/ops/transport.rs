@@ -11,11 +11,13 @@
 //! return at once, and the host reads one state between replays. No gradient flows through them.
 
 mod certificate;
+mod extent;
 mod sinkhorn;
 
 use std::sync::Arc;
 
 pub use certificate::{Certificate, put};
+pub use extent::CostExtent;
 pub use sinkhorn::{Progress, Rule, Sinkhorn};
 
 use super::{Cost, Family, Real};
@@ -32,6 +34,8 @@ pub const SCHEDULE: usize = 8;
 pub const STATUS: usize = 4;
 /// Columns of a certificate: [`VALUES`] numbers, each as a float and the remainder that the float rounds off.
 pub const CERTIFICATE: usize = 2 * VALUES;
+/// Columns of an extent: the sum of costs and the largest.
+pub const EXTENT: usize = 2;
 /// Numbers of a certificate.
 pub const VALUES: usize = 7;
 

@@ -21,7 +21,7 @@ use crate::ops::transport::LANES;
 /// Costs that a GPU gets at a time, where a problem is no larger: half of what WebGPU lets every device bind.
 const GPU_BUDGET: usize = 1 << 24;
 /// What a problem needs for each point where its costs are not stored: most of it are partial sums.
-const POINT_ELEMENTS: usize = 64;
+const POINT_ELEMENTS: usize = 96;
 
 /// The regularisation of a problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +56,7 @@ pub enum Domain {
 /// Where the costs of points are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
-    /// Stored where they fit into the budget, else recomputed.
+    /// Stored where they fit, see [`Options::budget`], else recomputed.
     Auto,
     /// In a matrix.
     Stored,
@@ -107,7 +107,8 @@ pub struct Options {
     /// Threads.
     pub threads: usize,
     /// Elements of costs that are in memory at a time; those of a larger problem are computed from its points while they
-    /// are used, and a larger matrix that was given comes alone.
+    /// are used, and a larger matrix that was given comes alone. On CUDA a problem alone may have more: what one page holds
+    /// (8 GiB) and what two thirds of the free memory hold.
     pub budget: usize,
     /// Whether costs are stored.
     pub memory: Memory,
@@ -232,12 +233,16 @@ pub fn solve(
         return Err(Error::usage("costs that are given as a matrix cannot be recomputed: give points, or store them"));
     }
     // Pieces open the device one after the other, which is cheap while it is open.
-    let _open = match options.device.is_cpu() {
+    let open = match options.device.is_cpu() {
         true => None,
         false => Some(Device::open(&options.device, &StoreLayout::new(), options.threads, Precision::F32)?),
     };
     let budget = if options.device.is_cpu() { options.budget } else { options.budget.min(GPU_BUDGET) };
-    let held = |p: &Problem| held(costs, p, options);
+    let alone = match options.device {
+        DeviceSpec::Wgpu(_) => options.budget.min(2 * GPU_BUDGET),
+        _ => open.as_ref().and_then(Device::room).unwrap_or(options.budget),
+    };
+    let held = |p: &Problem| held(costs, p, options.memory, alone);
     let elements = |p: &Problem| match held(p) {
         Held::Stored => elements(p),
         Held::Recomputed => POINT_ELEMENTS * (p.left.len() + p.right.len()),
@@ -263,14 +268,11 @@ fn elements(p: &Problem) -> usize {
     p.left.len().saturating_mul(p.right.len().next_multiple_of(LANES))
 }
 
-/// Where the costs of a problem are to be. A problem alone may have more of a GPU than many together: as much as every
-/// device binds, and on CUDA as much as anywhere.
-fn held(costs: Costs<'_>, p: &Problem, options: &Options) -> Held {
-    let alone = match options.device {
-        DeviceSpec::Wgpu(_) => options.budget.min(2 * GPU_BUDGET),
-        _ => options.budget,
-    };
-    match (costs, options.memory) {
+/// Where the costs of a problem are to be. A problem alone may have more of a GPU than many together: of any WebGPU device
+/// as much as each binds, and of CUDA a page as long as a third of the free memory is left; where less is free, or a page
+/// is too small, costs are recomputed.
+fn held(costs: Costs<'_>, p: &Problem, memory: Memory, alone: usize) -> Held {
+    match (costs, memory) {
         (Costs::Matrices(_), _) | (_, Memory::Stored) => Held::Stored,
         (_, Memory::Recomputed) => Held::Recomputed,
         (_, Memory::Auto) if elements(p) > alone.min(u32::MAX as usize) => Held::Recomputed,

@@ -407,4 +407,11 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("transport", "x[k] = i < count ?", "x[k] = true ?"), "padding that is read");
     assert!(broken("transport", "unsigned stretch = 1;", "unsigned stretch = 2;"), "a stretch that is left out");
     assert!(broken("transport", "q.x + (p.right ? j : i)", "q.x + i"), "labels of the wrong side");
+    assert!(broken("certificate", "*vector(p, pages, SHARE, q.g + j)", "1.0f"), "columns that are not rounded");
+    assert!(
+        broken("certificate", "rounded[c] += factor * plan", "rounded[c] += fmaxf(factor, 1.0f) * plan"),
+        "rows that are not rounded"
+    );
+    assert!(broken("certificate", "j < end ? (p.stage == 0", "true ? (p.stage == 0"), "a least cost that is padding");
+    assert!(broken("certificate", "unsigned stretch = 1;", "unsigned stretch = 2;"), "a stretch that is left out");
 }

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 
 use libloading::Library;
 use supernet::data::{Geometry, Normalisation};
@@ -18,6 +19,7 @@ use supernet::network::{SearchSpace, Supernet};
 use supernet::ops::elementwise::Linear;
 use supernet::ops::optimiser::Adam;
 use supernet::search::step::{self, InputPipeline, Order, SearchRecipe, SearchStates, WeightOptimiser};
+use supernet::transport::{Cloud, Costs, Domain, Epsilon, Held, Options, Points, Problem, Values, solve};
 use supernet::{Error, Result};
 
 /// Names the scenario that a process of its own runs.
@@ -103,6 +105,7 @@ fn a_scenario() {
         Ok("memory") => memory(),
         Ok("fault") => fault(),
         Ok("cases") => some_cases(),
+        Ok("transport") => transport(),
         _ => return,
     }
     println!("scenario done");
@@ -468,6 +471,30 @@ fn some_cases() {
 #[test]
 fn some_cases_run_on_a_fake_gpu() {
     scenario("cases", "driver", &[]);
+}
+
+// ---------------------------------------------------------------------------------------------------------- transport
+
+/// Costs are stored up to two thirds of the free memory, whatever the budget of many problems.
+fn transport() {
+    for (side, held) in [(800, Held::Stored), (900, Held::Recomputed)] {
+        let values: Vec<f32> = (0..2 * side).map(|i| (i * i % 97) as f32).collect();
+        let clouds =
+            values.chunks(side).map(|values| Cloud { name: "a cloud", values: Values::Single(values), dim: 1 });
+        let points = Points::new(&clouds.collect::<Vec<_>>()).unwrap();
+        let costs = Costs::Points { points: &points, point_scale: 0.5, labels: None };
+        let problems = [Problem::uniform(points.cloud(0), points.cloud(1), Epsilon::Mean(0.1))];
+        let device = "cuda".parse().unwrap();
+        let options = Options { device, iterations: 1, budget: 1000, domain: Domain::Log, ..Options::default() };
+        let found = solve(costs, &problems, &options, &AtomicBool::new(false), &mut |_| ()).unwrap();
+        assert_eq!(found[0].costs, held, "{found:?}");
+    }
+    crate::transport::check_device("cuda", 60);
+}
+
+#[test]
+fn transport_is_stored_where_it_fits_and_its_bounds_hold() {
+    scenario("transport", "driver", &[("FAKE_CUDA_MEMORY", "4194304")]);
 }
 
 // ------------------------------------------------------------------------------------------------ what goes wrong

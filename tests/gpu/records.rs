@@ -4,6 +4,7 @@
 use supernet::device::source::{COMMON, PRODUCTS, SOURCES, Source, Variant, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
+use supernet::ops::launch::certificate::{CertificateParams, CertificateProblem};
 use supernet::ops::launch::dense::{self, DenseInput, DenseJob, DenseWeight};
 use supernet::ops::launch::elementary::ElementaryParams;
 use supernet::ops::launch::elementwise::{AffineTerm, ElementwiseParams, LinearSource};
@@ -82,6 +83,8 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<FoldedParams>(source("folded"));
     compare::<ElementaryParams>(source("elementary"));
     compare::<MixtureSource>(source("mixture"));
+    compare::<CertificateParams>(source("certificate"));
+    compare::<CertificateProblem>(source("certificate"));
     compare::<TransportParams>(source("transport"));
     compare::<TransportProblem>(source("transport"));
     compare::<SeparableJob>(source("separable"));
@@ -117,6 +120,7 @@ fn records_have_the_same_fields_in_all_three_languages() {
         ("mixture", "ROWS", mixture::ROWS),
         ("transport", "TILE", transport::TILE),
         ("transport", "SIDE", transport::SIDE),
+        ("certificate", "TILE", transport::TILE),
         ("separable", "PIXELS", separable::PIXELS),
         ("separable", "ROWS", separable::ROWS),
         ("separable", "STEP", separable::STEP),
@@ -152,7 +156,9 @@ fn records_have_the_same_fields_in_all_three_languages() {
     }
     assert!(source("augment").shader.contains(&format!("const TABLE: u32 = {};", augment::TABLE)));
     assert!(source("mixture").shader.contains(&format!("const TABLE: u32 = {};", mixture::TABLE)));
-    assert!(source("transport").shader.contains(&format!("const TABLE: u32 = {};", transport::TABLE)));
+    for stem in ["transport", "certificate"] {
+        assert!(source(stem).shader.contains(&format!("const TABLE: u32 = {};", transport::TABLE)));
+    }
     assert!(source("optimiser").shader.contains(&format!("const TABLE: u32 = {};", optimiser::TABLE)));
     assert!(source("elementwise").shader.contains(&format!("const TABLE: u32 = {};", elementwise::TABLE)));
     assert!(COMMON.contains(&format!("float* page[{PAGES}];")));

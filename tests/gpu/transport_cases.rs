@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use supernet::graph::{Graph, Shape, StoreLayout, Tensor};
-use supernet::ops::transport::{PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, Source, Table};
+use supernet::ops::transport::{
+    CERTIFICATE, Certificate, CostExtent, EXTENT, PairCost, Rule, SCHEDULE, STATUS, Sinkhorn, Source, Table,
+};
 use supernet::random::philox4x32_10;
 
 use super::harness::Case;
@@ -98,6 +100,8 @@ struct Setting {
     steps: f32,
     /// Whether some problems are in the middle of their iterations, and some done.
     begun: bool,
+    /// Whether what is there is certified and measured, instead of iterated on.
+    certified: bool,
 }
 
 const CONVERGE: Setting = Setting {
@@ -110,13 +114,15 @@ const CONVERGE: Setting = Setting {
     most: 100.0,
     steps: 0.0,
     begun: false,
+    certified: false,
 };
 
 /// Iterations on stored costs, or on those of points of some coordinates and labels.
 fn recorded(what: &str, sizes: &[Size], points: Option<(usize, usize)>, setting: Setting) -> Case {
-    let Setting { iterations, rule, kernel, rho, eps, tolerance, most, steps, begun } = setting;
+    let Setting { iterations, rule, kernel, rho, eps, tolerance, most, steps, begun, certified } = setting;
     let (mut table, rows) = table(sizes);
-    let mut case = empty(format!("sinkhorn, {what}: {} problems, the first {:?}", sizes.len(), sizes[0]));
+    let op = if certified { "certificate" } else { "sinkhorn" };
+    let mut case = empty(format!("{op}, {what}: {} problems, the first {:?}", sizes.len(), sizes[0]));
     // Padding holds what nobody may read.
     let (mut cost, mut weights) = (vec![f32::NAN; table.costs], vec![f32::NAN; table.potentials]);
     let mut potentials = vec![f32::NAN; table.potentials];
@@ -143,6 +149,7 @@ fn recorded(what: &str, sizes: &[Size], points: Option<(usize, usize)>, setting:
         let tolerance = tolerance * (1 << number.min(20)) as f32;
         schedule.extend([eps[0], eps[1], eps[2], tolerance, most, rho, steps, f32::NAN]);
         status.extend(match (begun, number % 4) {
+            _ if certified => [5.0, eps[1], 0.1, 1.0],
             (true, 0) => [5.0, 0.5, 0.1, 0.0],
             (true, 1) => [7.0, 0.3, 1e-5, 1.0],
             (true, 2) => [9.0, 0.3, 0.2, 2.0],
@@ -158,17 +165,23 @@ fn recorded(what: &str, sizes: &[Size], points: Option<(usize, usize)>, setting:
             (first, Source::Points { point_scale: 6.0 / d as f64, label_scale: 0.75 }, labels)
         }
     };
-    let mut inputs = vec![
-        first,
-        state(&mut case, "weights", Shape::vector(table.potentials), weights),
-        state(&mut case, "schedule", Shape::matrix(count, SCHEDULE), schedule),
-    ];
-    let outputs = vec![
-        state(&mut case, "potentials", Shape::vector(table.potentials), potentials).into(),
-        state(&mut case, "status", Shape::matrix(count, STATUS), status).into(),
-    ];
-    inputs.extend(labels);
-    case.graph.push(Sinkhorn { table: Arc::new(table), iterations, rule, kernel, source }, inputs, outputs);
+    let weights = state(&mut case, "weights", Shape::vector(table.potentials), weights);
+    let schedule = state(&mut case, "schedule", Shape::matrix(count, SCHEDULE), schedule);
+    let potentials = state(&mut case, "potentials", Shape::vector(table.potentials), potentials);
+    let status = state(&mut case, "status", Shape::matrix(count, STATUS), status);
+    let table = Arc::new(table);
+    if certified {
+        let mut rows = |name, c| state(&mut case, name, Shape::matrix(count, c), vec![f32::NAN; count * c]);
+        let (certificates, extents) = (rows("certificates", CERTIFICATE), rows("extents", EXTENT));
+        let inputs = [first, weights, potentials, status].into_iter().chain(labels.iter().copied()).collect();
+        case.graph.push(Certificate { table: table.clone(), source }, inputs, vec![certificates.into()]);
+        let inputs = [first].into_iter().chain(labels).collect();
+        case.graph.push(CostExtent { table, source }, inputs, vec![extents.into()]);
+        return case;
+    }
+    let inputs = [first, weights, schedule].into_iter().chain(labels).collect();
+    let outputs = vec![potentials.into(), status.into()];
+    case.graph.push(Sinkhorn { table, iterations, rule, kernel, source }, inputs, outputs);
     case
 }
 
@@ -223,5 +236,18 @@ pub fn all() -> Vec<Case> {
     cases.push(free("annealed", &MIXED, (16, 2), Setting { iterations: 8, ..annealed }));
     cases.push(free("annealed, unbalanced", &MIXED, (5, 0), Setting { rho: 1.5, ..annealed }));
     cases.push(free("more than a table", &[(2, 3, false); 345], (2, 0), one));
+
+    let certified = Setting { certified: true, begun: true, eps: [0.3, 0.3, 1.0], ..CONVERGE };
+    for size in MIXED {
+        cases.push(iterations("alone", &[size], certified));
+        cases.push(free("alone", &[size], (3, 0), certified));
+    }
+    cases.push(iterations("together", &MIXED, certified));
+    cases.push(iterations("small eps", &MIXED, Setting { eps: [0.05, 0.05, 1.0], ..certified }));
+    cases.push(iterations("several tiles a stretch", &[(70, 5000, false), (5000, 70, false)], certified));
+    cases.push(iterations("more than a table", &[(2, 3, false); 345], certified));
+    cases.push(free("together", &MIXED, (17, 5), certified));
+    cases.push(free("a tile and more", &[(65, 129, false), (130, 130, true), (1, 700, false)], (37, 4), certified));
+    cases.push(free("more than a table", &[(2, 3, false); 345], (2, 0), certified));
     cases
 }

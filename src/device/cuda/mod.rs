@@ -103,6 +103,10 @@ impl Backend for Cuda {
         CUDA_PAGE
     }
 
+    fn free(&self) -> Option<usize> {
+        self.context.enter().ok().map(|()| self.context.memory().0)
+    }
+
     fn allocate(&mut self, pages: &[usize]) -> Result<()> {
         let what = "allocating memory";
         self.on_device(what, |_| Ok(()))?;

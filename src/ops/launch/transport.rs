@@ -106,7 +106,7 @@ const _: () = assert!(TABLE * size_of::<TransportProblem>() <= TABLE_BYTES);
 const ENOUGH: usize = 1056;
 
 /// Points of a side, and stretches of the other side for each tile of them: enough for many blocks, none of them empty.
-fn stretches(p: &Problem, right: bool) -> (usize, usize) {
+pub(super) fn stretches(p: &Problem, right: bool) -> (usize, usize) {
     let (own, other) = if right { (p.m, p.n) } else { (p.n, p.m) };
     let (own, tiles) = (own as usize, (other as usize).div_ceil(TILE));
     let each = tiles.div_ceil((ENOUGH / own.div_ceil(TILE)).max(1));

@@ -7,12 +7,13 @@ use rayon::prelude::*;
 
 use super::{Costs, Domain, Epsilon, Held, Options, Problem, Schedule, Solution};
 use crate::cpu::transport::{Extent as Sums, PointExtent};
-use crate::device::{Device, DeviceSpec, Precision};
+use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Program, Shape, State, StoreLayout};
+use crate::ops::launch::certificate::depths;
 use crate::ops::transport::{
-    CERTIFICATE, Certificate, PairCost, Problem as Place, Rule, SCHEDULE, STATUS, Sinkhorn, SinkhornTensors, Source,
-    Table,
+    CERTIFICATE, Certificate, CostExtent, EXTENT, PairCost, Problem as Place, Rule, SCHEDULE, STATUS, Sinkhorn,
+    SinkhornTensors, Source, Table,
 };
 
 /// Unit roundoff of f32.
@@ -33,7 +34,6 @@ pub(super) struct Piece<'a> {
     first: usize,
     options: &'a Options,
     table: Arc<Table>,
-    layout: StoreLayout,
     device: Device,
     held: Held,
     /// The costs, or the points where they are not stored.
@@ -130,7 +130,6 @@ impl<'a> Piece<'a> {
             first,
             options,
             table,
-            layout,
             device,
             held,
             cost,
@@ -255,8 +254,23 @@ impl<'a> Piece<'a> {
         })
     }
 
-    /// Largest cost and eps of each problem, in the units of the device.
+    /// Largest cost and eps of each problem, in the units of the device. A GPU finds them itself, but for medians.
     fn extents(&mut self) -> Result<Vec<Extent>> {
+        let median = self.problems.iter().any(|p| matches!(p.epsilon, Epsilon::Median(_)));
+        if !median && !matches!(self.device, Device::Cpu(_)) {
+            let mut graph = Graph::new();
+            let SinkhornTensors { cost, labels, .. } = self.tensors(&mut graph);
+            let op = CostExtent { table: self.table.clone(), source: self.source };
+            let rows = CostExtent::record(&mut graph, op, cost, labels)?;
+            let exe = self.device.prepare(Program::new("cost extents", graph, &[rows]))?;
+            self.device.run(&exe)?;
+            let rows = self.device.read_tensor(&exe, rows)?;
+            let extent = |(i, (p, row)): (usize, (&Place, &[f32]))| {
+                let sums = Sums { largest: row[1], sum: row[0].into() };
+                Extent::new(self.problems[i].epsilon, self.units[i], p, sums, || unreachable!("no median is asked for"))
+            };
+            return self.table.problems.iter().zip(rows.chunks_exact(EXTENT)).enumerate().map(extent).collect();
+        }
         let problems = &self.table.problems;
         if let (Source::Points { point_scale, label_scale }, Costs::Points { points, .. }) = (self.source, self.costs) {
             let labels = self.label_values();
@@ -332,35 +346,20 @@ impl<'a> Piece<'a> {
         }
         let values = self.certificates()?;
         let status = self.device.read(self.status)?.into_owned();
-        let potentials = match self.options.potentials {
-            true => Some(self.device.read(self.potentials)?.into_owned()),
-            false => None,
-        };
+        let potentials = self.device.read(self.potentials)?.into_owned();
         let found = values.chunks_exact(CERTIFICATE).zip(status.chunks_exact(STATUS)).enumerate();
-        found.map(|(i, found)| self.solution(i, found, potentials.as_deref())).collect()
+        found.map(|(i, found)| self.solution(i, found, &potentials, extents[i].largest)).collect()
     }
 
-    /// Certificates of all problems. They are sums in f64, which shaders do not have: a GPU's results are certified by the
-    /// processor.
+    /// Certificates of all problems: on the processor with sums in f64, on a GPU in f32, see [`Self::widening`].
     fn certificates(&mut self) -> Result<Vec<f32>> {
         let mut graph = Graph::new();
         let tensors = self.tensors(&mut graph);
-        let rows =
-            Certificate::record(&mut graph, Certificate { table: self.table.clone(), source: self.source }, tensors)?;
-        let program = Program::new("transport certificate", graph, &[rows]);
-        if matches!(self.device, Device::Cpu(_)) {
-            let exe = self.device.prepare(program)?;
-            self.device.run(&exe)?;
-            return self.device.read_tensor(&exe, rows);
-        }
-        let mut processor = Device::open(&DeviceSpec::Cpu, &self.layout, self.options.threads, Precision::F32)?;
-        let labels = self.labels.into_iter().flat_map(|(of_rows, distances)| [of_rows, distances]);
-        for state in [self.cost, self.weights, self.potentials, self.status].into_iter().chain(labels) {
-            processor.write(state, &self.device.read(state)?)?;
-        }
-        let exe = processor.prepare(program)?;
-        processor.run(&exe)?;
-        processor.read_tensor(&exe, rows)
+        let op = Certificate { table: self.table.clone(), source: self.source };
+        let rows = Certificate::record(&mut graph, op, tensors)?;
+        let exe = self.device.prepare(Program::new("transport certificate", graph, &[rows]))?;
+        self.device.run(&exe)?;
+        self.device.read_tensor(&exe, rows)
     }
 
     fn tensors(&self, graph: &mut Graph) -> SinkhornTensors {
@@ -378,7 +377,8 @@ impl<'a> Piece<'a> {
         &self,
         i: usize,
         (certificate, status): (&[f32], &[f32]),
-        potentials: Option<&[f32]>,
+        potentials: &[f32],
+        largest: f64,
     ) -> Result<Solution> {
         let value = |v: usize| f64::from(certificate[2 * v]) + f64::from(certificate[2 * v + 1]);
         let [cost, upper, lower, dual, rows, columns, mass] = std::array::from_fn(value);
@@ -391,6 +391,7 @@ impl<'a> Piece<'a> {
             )));
         }
         let slack = self.slack(i, upper);
+        let [above, below] = self.widening(i, upper, potentials, largest).map(|widening| slack + widening);
         let shifted = |v: f64| v / unit + shift;
         let p = &self.table.problems[i];
         let side = |all: &[f32], start: u32, len: u32, shift: f64| -> Vec<f64> {
@@ -398,8 +399,8 @@ impl<'a> Piece<'a> {
         };
         Ok(Solution {
             cost: cost / unit + shift * mass,
-            upper: shifted(upper + slack),
-            lower: shifted(lower - slack).max(if shift == 0.0 { 0.0 } else { f64::NEG_INFINITY }),
+            upper: shifted(upper + above),
+            lower: shifted(lower - below).max(if shift == 0.0 { 0.0 } else { f64::NEG_INFINITY }),
             dual: shifted(dual),
             marginal_error: rows + columns,
             mass,
@@ -407,8 +408,35 @@ impl<'a> Piece<'a> {
             converged: status[3] == 1.0,
             epsilon: f64::from(status[1]) / unit,
             costs: self.held,
-            potentials: potentials.map(|all| (side(all, p.f, p.n, shift), side(all, p.g, p.m, 0.0))),
+            potentials: self
+                .options
+                .potentials
+                .then(|| (side(potentials, p.f, p.n, shift), side(potentials, p.g, p.m, 0.0))),
         })
+    }
+
+    /// What sums in f32, as GPUs have them, can move the upper and the lower bound by; zero of the processor, whose sums are
+    /// in f64.
+    ///
+    /// All terms of a mass are positive, so a sum that is `k` additions and roundings deep is off by a share `k u`. Let `k`
+    /// be that depth of the marginals and `t` that of the totals. The rounded plan then exceeds its marginals by shares
+    /// `k u` at most; scaled down by as much it fits, and costs less. What it lacks differs from what was found by a mass
+    /// `k u` on either side, and by what the scaling took: at most `6 k u` of mass in all, moved at the largest cost `C`.
+    /// Sums of the cost are off by `(k + t) u` of it. So the upper bound moves by `(k + t) u upper + 6 k u C`.
+    ///
+    /// C-transforms are least differences, each off by `u` of its size. With potentials up to `M` in size those of columns
+    /// are at most `C + M`, those of rows `2 C + M`: the lower bound moves by `(t + 4) u (3 C + 2 M)`.
+    fn widening(&self, i: usize, upper: f64, potentials: &[f32], largest: f64) -> [f64; 2] {
+        if matches!(self.device, Device::Cpu(_)) {
+            return [0.0; 2];
+        }
+        let p = &self.table.problems[i];
+        let side = |start: u32, len: u32| &potentials[start as usize..(start + len) as usize];
+        let reach = side(p.f, p.n).iter().chain(side(p.g, p.m)).fold(0.0f32, |m, f| m.max(f.abs()));
+        let largest = largest.max(f64::from(self.largest[i]));
+        let [marginals, totals] = depths(p).map(|depth| depth as f64 * ROUNDOFF);
+        let above = (marginals + totals) * upper.abs() + 6.0 * marginals * largest;
+        [above, (totals + 4.0 * ROUNDOFF) * (3.0 * largest + 2.0 * f64::from(reach))]
     }
 
     /// How far the optimum of the costs and weights as given can lie from that of their roundings to f32, in the units of
