@@ -67,7 +67,7 @@ impl Folded {
         let taps = op.kernel * op.kernel;
         let rows = if op.depthwise { taps } else { taps * xs.c };
         let fits = ws.rows() == rows && (!op.depthwise || ws.c == xs.c) && graph.shape(bias).len() == ws.c;
-        let even = op.padding == Padding::Centred && op.kernel % 2 == 0;
+        let even = op.padding == Padding::Centred && op.kernel.is_multiple_of(2);
         if !fits || even || op.stride == 0 || op.kernel == 0 || xs.is_empty() {
             let message = format!("{op:?} with weights {ws} and bias {} on a map {xs}", graph.shape(bias));
             return Err(Error::Shape { op: Self::NAME, message });
