@@ -7,8 +7,9 @@
 #   step           whole steps, first and second order, with profiles: CHANNELS=16 LAYERS=8 BATCHES="64 256"
 #                  PRECISIONS="f32 tf32 bf16"
 #   kernels        every kernel at the shapes of real searches, or those whose names have a part of FILTER=a,b
-#   sinkhorn       transport: the usual problems and SHAPES="1x5000x64 1x10000x64"
+#   sinkhorn       transport: the usual problems and SHAPES="1x5000x64 1x10000x64 1x50000x64"
 #   search SPEC    a search of EPOCHS=50 epochs, SPEC such as cifar:cifar-10-batches-bin
+#   transfer SPEC SOURCE   pretrains on SOURCE for SOURCE_EPOCHS=50, and searches for SPEC from there in EPOCHS=17
 #   peer [ARGS]    the PyTorch script of the bundle, with its arguments
 # SECONDS_AT_MOST=570 ends a stage; DEVICE=cuda names another device.
 set -euo pipefail
@@ -88,6 +89,13 @@ measure() { # name, command
     finish "$name" "$status" "$work/$name"
 }
 
+# Keeps what is worth keeping of a run folder.
+keep() { # folder, name
+    for file in genotype.json metrics.jsonl config.toml transfer.json; do
+        [ ! -e "$work/$1/$file" ] || cp "$work/$1/$file" "$out/$2-$file"
+    done
+}
+
 # The tests find their fixtures below this folder.
 export CARGO_MANIFEST_DIR=$bundle SUPERNET_REQUIRE_CUDA=1
 
@@ -123,7 +131,7 @@ kernels)
     ;;
 sinkhorn)
     measure sinkhorn "$supernet" bench transport --device "$device" ${QUICK:+--quick} --json
-    for shape in ${SHAPES-1x5000x64 1x10000x64}; do
+    for shape in ${SHAPES-1x5000x64 1x10000x64 1x50000x64}; do
         measure "sinkhorn-$shape" "$supernet" bench transport --device "$device" --shape "$shape" --quick --json
     done
     ;;
@@ -133,9 +141,20 @@ search)
     shift
     measure search "$supernet" search --data "$spec" --device "$device" --epochs "${EPOCHS:-50}" \
         --channels "${CHANNELS:-16}" --layers "${LAYERS:-8}" --batch "${BATCH:-64}" --out "$work/run" --json "$@"
-    for file in genotype.json metrics.jsonl config.toml; do
-        [ ! -e "$work/run/$file" ] || cp "$work/run/$file" "$out/search-$file"
-    done
+    keep run search
+    ;;
+transfer)
+    [ $# -ge 2 ] || usage
+    spec=$1
+    source=$2
+    shift 2
+    geometry=(--device "$device" --channels "${CHANNELS:-16}" --layers "${LAYERS:-8}" --batch "${BATCH:-64}" --size "${IMAGES:-32x32}")
+    measure pretrain "$supernet" pretrain --data "$source" "${geometry[@]}" --epochs "${SOURCE_EPOCHS:-50}" --out "$work/source" \
+        --zoo "$work/zoo" --name source --json
+    keep source pretrain
+    measure transfer "$supernet" search --data "$spec" "${geometry[@]}" --epochs "${EPOCHS:-17}" --zoo "$work/zoo" \
+        --warm-start source --out "$work/run" --json "$@"
+    keep run transfer
     ;;
 peer)
     [ -e "$bundle/peer.py" ] || { echo "the bundle was made without PEER" >&2; exit 1; }
