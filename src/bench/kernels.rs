@@ -116,7 +116,7 @@ pub fn run_all(cases: &[Case], settings: &Settings, mut look: impl FnMut(usize, 
         look(number, &case.name);
         match run(case, settings, &ceilings) {
             Ok(result) => results.push(result),
-            Err(error @ (Error::Usage(_) | Error::Memory(_))) if !spec.is_cpu() => {
+            Err(error @ Error::Memory(_)) if !spec.is_cpu() => {
                 skipped.push(Skipped { name: case.name.clone(), reason: error.to_string() });
             }
             Err(error) => return Err(error),

@@ -47,7 +47,7 @@ pub struct KernelDetails {
     pub ceilings: Ceilings,
     /// Names of the cases that disagree with the reference.
     pub failed: Vec<String>,
-    /// What the device has no kernel or no room for.
+    /// What the device has no room for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
 }

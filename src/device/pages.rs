@@ -102,26 +102,20 @@ pub struct Placed {
 
 fn scratch(graph: &Graph, node: &Node) -> Vec<Piece> {
     let (inputs, outputs) = node.shapes(graph);
-    node.op.lower().map_or_else(Vec::new, |op| op.pieces(&inputs, &outputs))
+    node.op.lower().pieces(&inputs, &outputs)
 }
 
 impl Placed {
     /// Places a program's tensors.
     ///
     /// # Errors
-    /// [`Error::Memory`] naming a tensor that is larger than a page, [`Error::Usage`] naming an op without GPU kernels.
+    /// [`Error::Memory`] naming a tensor that is larger than a page.
     pub fn new(program: &Program, store: &Store) -> Result<Self> {
         let graph = program.graph();
         let halves = store.precision.halves(program);
         let words = |base: Tensor| graph.shape(base).len() / if halves.contains(&base) { 2 } else { 1 };
         for node in program.nodes() {
             let name = node.op.name();
-            if node.op.lower().is_none() {
-                return Err(Error::usage(format!(
-                    "`{}`: op `{name}` has no GPU kernel; use --device cpu",
-                    program.name
-                )));
-            }
             for piece in scratch(graph, node) {
                 check_page(piece.len, store.page, || format!("scratch of an op `{name}` of `{}`", program.name))?;
             }
@@ -179,7 +173,7 @@ impl Placed {
             let pieces: Vec<Place> = self.plan.scratch[step].iter().map(piece).collect();
             let scratch = pieces.first().copied().unwrap_or_default();
             let places = Places { inputs: &reads, outputs: &writes, accumulate: &accumulate, scratch, pieces: &pieces };
-            let launches = node.op.lower().map(|op| op.launches(&places)).unwrap_or_default();
+            let launches = node.op.lower().launches(&places);
             writes.extend(pieces);
             Lowered { launches, reads, writes }
         };

@@ -135,8 +135,7 @@ mod wgpu {
                 assert!(number(&case[key]) > 0.0, "{key} of {case}");
             }
         }
-        let skipped = report["skipped"].as_array().unwrap();
-        assert!(skipped.len() == 1 && skipped[0]["reason"].as_str().unwrap().contains("no GPU kernel"), "{skipped:?}");
+        assert!(report.get("skipped").is_none(), "every op has kernels: {report}");
         assert!(std::fs::read_to_string(&picture).unwrap().contains("GB/s"));
         // Another device, no comparison; and a kernel that is not good enough is not timed.
         std::fs::write(&file, report.to_string()).unwrap();

@@ -136,7 +136,7 @@ impl<'a> Placed<'a> {
         let scratch = program.nodes().iter().map(|node| {
             let inputs: Vec<_> = node.inputs.iter().map(|&t| program.graph().shape(t)).collect();
             let outputs: Vec<_> = node.outputs.iter().map(|o| program.graph().shape(o.tensor)).collect();
-            node.op.lower().expect("every op of a case runs on GPUs").pieces(&inputs, &outputs)
+            node.op.lower().pieces(&inputs, &outputs)
         });
         let mut pieces: Vec<usize> = Vec::new();
         for own in scratch {
@@ -199,7 +199,7 @@ impl<'a> Placed<'a> {
             let scratch = pieces.first().copied().unwrap_or_default();
             let places =
                 Places { inputs: &inputs, outputs: &outputs, accumulate: &accumulate, scratch, pieces: &pieces };
-            node.op.lower().expect("every op of a case runs on GPUs").launches(&places)
+            node.op.lower().launches(&places)
         };
         self.program.nodes().iter().flat_map(lower).collect()
     }
