@@ -12,6 +12,7 @@ RESULTS = os.path.join(ROOT, "benches", "results")
 PEERS, GROWTH = "2026-11-24-peers.json", "2026-11-24-growth.json"
 EXPERIMENT = "2026-11-25-experiment.json"
 KERNELS = "2026-11-25-kernels.json"
+TRANSPORT = "2026-11-25-transport-peers.json"
 STEP = "2026-11-25-step.json"
 
 
@@ -78,7 +79,8 @@ def peers(result):
 
 def transport(result):
     rows = [r for r in result["rows"] if r["case"].startswith("transport") and median(r)]
-    cases = list(dict.fromkeys(r["case"] for r in rows))
+    # Those that the peers were given too.
+    cases = list(dict.fromkeys(r["case"] for r in rows if r["peer"] != "supernet"))
     machine = result["machine"]
     heads = []
     for case in cases:
@@ -201,7 +203,7 @@ TABLES = [
     ("growth of the step", GROWTH, growth),
     ("kernels", KERNELS, kernels),
     ("profile", STEP, profile),
-    ("transport", PEERS, transport),
+    ("transport", TRANSPORT, transport),
     ("transfer", EXPERIMENT, experiment),
 ]
 
