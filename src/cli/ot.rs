@@ -107,7 +107,7 @@ fn points(path: &Path) -> Result<(String, Matrix)> {
     Ok((path.display().to_string(), read_matrix(path)?))
 }
 
-/// Weights of `count` points, divided by their sum. NumPy's vectors are read as one row.
+/// Weights of `count` points, a vector or a matrix of any shape, divided by their sum.
 fn weights(path: &Path, count: usize) -> Result<Vec<f64>> {
     let Matrix { values, .. } = read_matrix(path)?;
     if values.len() != count {
