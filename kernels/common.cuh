@@ -68,6 +68,12 @@ __device__ inline void settle(float4& v) {
 #endif
 }
 
+// A number that the compiler cannot know: what depends on it is computed anew and takes no register up to there.
+__device__ inline unsigned anew(unsigned v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 // The first `valid` of four channels; zero for the others.
 __device__ inline float4 load4(const float* p, unsigned valid) {
 #if WIDE
@@ -288,13 +294,22 @@ __device__ inline unsigned below(unsigned word, unsigned n) { return mulhi(word,
 // Neither NaN nor infinite.
 __device__ inline bool is_finite(float v) { return fabsf(v) <= 3.402823466e38f; }
 
-#if TENSOR
-// A number that the compiler cannot know: what depends on it is computed anew and takes no register up to there.
-__device__ inline unsigned anew(unsigned v) {
-    asm volatile("" : "+r"(v));
-    return v;
+// What a thread owns of a product of 64 rows and `lanes` quads of columns, four rows by four columns: its `row` counts groups of
+// four rows. A warp has 32 rows and 16 columns; warps beyond the columns only take part in barriers.
+constexpr unsigned TILE_ROWS = 64;
+
+__device__ inline Lane tile_lane(unsigned channels, unsigned lanes, unsigned group) {
+    const unsigned warp = threadIdx.x / 32, column = warp / 2 * 4 + threadIdx.x % 4;
+    Lane lane;
+    lane.rows = TILE_ROWS / 4;
+    lane.row = warp % 2 * 8 + threadIdx.x % 32 / 4;
+    lane.channel = 4 * (group * lanes + column);
+    lane.valid = column < lanes && lane.channel < channels ? min(4u, channels - lane.channel) : 0;
+    lane.used = lane.valid > 0;
+    return lane;
 }
 
+#if TENSOR
 // A factor of a product, rounded to the nearest tf32, which has ten bits behind the point, ties away from zero.
 __device__ inline float factor(float v) {
 #ifdef __CUDA_ARCH__
@@ -392,21 +407,6 @@ __device__ inline void product(float4 (&acc)[4], const float* left, const float*
         mma(acc[2].x, acc[2].z, acc[3].x, acc[3].z, c.x, c.y, c.z, c.w, b.x, b.y);
         mma(acc[2].y, acc[2].w, acc[3].y, acc[3].w, c.x, c.y, c.z, c.w, b.z, b.w);
     }
-}
-
-// What a thread of a warp owns of a tile of 64 rows and `lanes` quads of columns, as in `product`: its `row` counts groups of four
-// rows. Warps beyond the columns only take part in barriers.
-constexpr unsigned TILE_ROWS = 64;
-
-__device__ inline Lane tile_lane(unsigned channels, unsigned lanes, unsigned group) {
-    const unsigned warp = threadIdx.x / 32, column = warp / 2 * 4 + threadIdx.x % 4;
-    Lane lane;
-    lane.rows = TILE_ROWS / 4;
-    lane.row = warp % 2 * 8 + threadIdx.x % 32 / 4;
-    lane.channel = 4 * (group * lanes + column);
-    lane.valid = column < lanes && lane.channel < channels ? min(4u, channels - lane.channel) : 0;
-    lane.used = lane.valid > 0;
-    return lane;
 }
 
 // Strides of such tiles.

@@ -1,4 +1,5 @@
-// Separable convolutions: kernels/separable.cu in WGSL, function by function.
+// Separable convolutions: kernels/separable.cu in WGSL. Here every tap reads the map itself, for all kernels of a depthwise
+// convolution, and a chunk is a stretch of rows instead of regions.
 
 struct SeparableJob {
     first_block: u32,
@@ -23,8 +24,14 @@ struct SeparableJob {
     tap_stride: u32,
     weight_stride: u32,
     y_stride: u32,
+    tiles: u32,
+    across: u32,
+    down: u32,
+    regions: u32,
+    chunk_regions: u32,
+    branches: u32,
+    reach: u32,
     eps: f32,
-    unused: u32,
     x: Spot,
     mean: Spot,
     variance: Spot,
@@ -34,16 +41,16 @@ struct SeparableJob {
     pointwise: Spot,
     y: Spot,
     partial: Spot,
-    unused_spot: Spot,
 }
 
 const NORM: u32 = 1;
 const AFFINE: u32 = 2;
 const MOMENTS: u32 = 4;
 const ADD: u32 = 8;
+const TILED: u32 = 16;
 
 // Records of a full table.
-const JOBS: u32 = 93;
+const JOBS: u32 = 85;
 
 @group(0) @binding(0) var<uniform> p: JobsParams;
 @group(0) @binding(1) var<uniform> table: array<SeparableJob, JOBS>;
@@ -130,23 +137,12 @@ fn merge_into(slot: u32, more: Moments) {
     shared_m2s[slot] = all.m2;
 }
 
-// A block computes quads `lanes` wide of a chunk of pixels, tile by tile.
-@compute @workgroup_size(BLOCK)
-fn separable_forward(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) t: u32,
-) {
-    let block = block_index(workgroup, grid);
-    if block >= p.blocks {
-        return;
-    }
-    let j = job_of(block);
-    let chunk = (block - table[j].first_block) / table[j].groups;
+// One branch.
+fn forward(t: u32, j: u32, chunk: u32, group: u32) {
     let channels = table[j].channels;
     let lanes = table[j].lanes;
     let step = table[j].step;
-    let lane = lane_of(t, table[j].out_channels, lanes, (block - table[j].first_block) % table[j].groups);
+    let lane = lane_of(t, table[j].out_channels, lanes, group);
     let end = min((chunk + 1u) * table[j].chunk_rows, table[j].rows);
 
     shared_counts[t] = 0.0;
@@ -235,5 +231,25 @@ fn separable_forward(
         let own = Moments(shared_counts[t], shared_means[t], shared_m2s[t]);
         let partial = ahead(table[j].partial, chunk * moments_stride(table[j].out_channels));
         store_moments(partial, own, table[j].out_channels, lane.channel);
+    }
+}
+
+// A block computes quads `lanes` wide of a chunk of pixels, tile by tile, for all branches of its job.
+@compute @workgroup_size(BLOCK)
+fn separable_forward(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) t: u32,
+) {
+    let block = block_index(workgroup, grid);
+    if block >= p.blocks {
+        return;
+    }
+    let job = job_of(block);
+    let chunk = (block - table[job].first_block) / table[job].groups;
+    let group = (block - table[job].first_block) % table[job].groups;
+    for (var branch = 0u; branch < table[job].branches; branch++) {
+        workgroupBarrier();
+        forward(t, job + branch, chunk, group);
     }
 }

@@ -1,4 +1,5 @@
-// Gradients of separable convolutions: kernels/separable_backward.cu in WGSL, function by function.
+// Gradients of separable convolutions: kernels/separable_backward.cu in WGSL. Here every tap reads the map itself, for all kernels of
+// a depthwise convolution, and a chunk is a stretch of rows.
 
 struct SeparableGradient {
     first_block: u32,
@@ -31,6 +32,12 @@ struct SeparableGradient {
     g_stride: u32,
     dx_stride: u32,
     coef_stride: u32,
+    tiles: u32,
+    across: u32,
+    down: u32,
+    regions: u32,
+    chunk_regions: u32,
+    unused: u32,
     eps: f32,
     inverse_stride: f32,
     x: Spot,
@@ -48,7 +55,6 @@ struct SeparableGradient {
     dy: Spot,
     dx: Spot,
     partial: Spot,
-    unused_spot: Spot,
 }
 
 const NORM: u32 = 1;
@@ -58,6 +64,7 @@ const MASK: u32 = 8;
 const STORE: u32 = 16;
 const ADD: u32 = 32;
 const SUMS: u32 = 64;
+const TILED: u32 = 128;
 
 // Kinds of jobs of separable_backward_gradients.
 const POINTWISE: u32 = 0;
@@ -65,7 +72,7 @@ const TAPS: u32 = 1;
 const INPUT: u32 = 2;
 
 // Records of a full table.
-const JOBS: u32 = 64;
+const JOBS: u32 = 60;
 
 @group(0) @binding(0) var<uniform> p: JobsParams;
 @group(0) @binding(1) var<uniform> table: array<SeparableGradient, JOBS>;

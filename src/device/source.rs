@@ -42,7 +42,7 @@ pub const PRODUCTS: &[&str] = &["dense", "separable", "separable_backward"];
 pub struct Source {
     /// Stem of `kernels/<stem>.cu` and `shaders/<stem>.wgsl`.
     pub stem: &'static str,
-    /// CUDA; includes [`COMMON`] by the name [`COMMON_NAME`].
+    /// CUDA; includes [`HEADERS`] by their names.
     pub cuda: &'static str,
     /// WGSL, without the texts that come before it; see [`Source::wgsl`].
     pub shader: &'static str,
@@ -61,10 +61,11 @@ macro_rules! sources {
 
 sources! { "augment", "certificate", "dense", "elementary", "elementwise", "fold", "folded", "global_pool", "loss", "mixture", "optimiser", "pool", "second_order", "separable", "separable_backward", "softmax", "statistics", "transport" }
 
-/// The header that every CUDA source includes.
-pub const COMMON: &str = include_str!("../../kernels/common.cuh");
-/// Its name.
-pub const COMMON_NAME: &str = "common.cuh";
+/// Headers that CUDA sources include, by name: what all of them share, and what those of separable convolutions do.
+pub const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../../kernels/common.cuh")),
+    ("separable.cuh", include_str!("../../kernels/separable.cuh")),
+];
 
 const PRELUDE: &str = include_str!("../../shaders/prelude.wgsl");
 const ACCESS_WIDE: &str = include_str!("../../shaders/access_wide.wgsl");
@@ -98,8 +99,17 @@ impl Source {
 
     /// Entry points, in order.
     pub fn entry_points(&self) -> Vec<&'static str> {
-        let after_bounds = self.cuda.split("__launch_bounds__(BLOCK, 4)").skip(1);
-        after_bounds.filter_map(|rest| rest.split('(').next()).map(str::trim).collect()
+        self.kernels().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Entry points, in order, with the blocks of each that are to fit on a multiprocessor.
+    pub fn kernels(&self) -> Vec<(&'static str, usize)> {
+        let after_bounds = self.cuda.split("__launch_bounds__(BLOCK, ").skip(1);
+        let kernel = |rest: &'static str| {
+            let (blocks, rest) = rest.split_once(')')?;
+            Some((rest.split('(').next()?.trim(), blocks.parse().ok()?))
+        };
+        after_bounds.filter_map(kernel).collect()
     }
 
     /// Entry points of the shader, in order.

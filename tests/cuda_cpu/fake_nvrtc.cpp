@@ -9,13 +9,17 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "fake_image.h"
 
 namespace {
 
 struct Program {
-    std::string source, name, header, header_name, log, image;
+    std::string source, name;
+    std::vector<std::pair<std::string, std::string>> headers;  // by name
+    std::string log, image;
 };
 
 enum { SUCCESS = 0, INVALID_INPUT = 3, INVALID_OPTION = 5, COMPILATION = 6 };
@@ -29,10 +33,10 @@ void write(const std::string& path, const std::string& text) { std::ofstream(pat
 
 // A line for each kernel, found by its launch bounds.
 std::string exports(const std::string& source) {
-    const std::string bounds = "__launch_bounds__(BLOCK, 4)";
+    const std::string bounds = "__launch_bounds__(BLOCK, ";
     std::string lines;
     for (size_t at = source.find(bounds); at != std::string::npos; at = source.find(bounds, at)) {
-        at = source.find_first_not_of(" \n", at + bounds.size());
+        at = source.find_first_not_of(" \n", source.find(')', at) + 1);
         lines += "CUDA_CPU_EXPORT(" + source.substr(at, source.find('(', at) - at) + ")\n";
     }
     return lines;
@@ -49,8 +53,9 @@ int nvrtcVersion(int* major, int* minor) {
 
 int nvrtcCreateProgram(Program** program, const char* source, const char* name, int headers, const char* const* texts,
                        const char* const* names) {
-    if (headers != 1) return INVALID_INPUT;
-    *program = new Program{source, name, texts[0], names[0], "", ""};
+    if (headers < 1) return INVALID_INPUT;
+    *program = new Program{source, name, {}, "", ""};
+    for (int i = 0; i < headers; i++) (*program)->headers.emplace_back(names[i], texts[i]);
     return SUCCESS;
 }
 
@@ -67,7 +72,7 @@ int nvrtcCompileProgram(Program* p, int count, const char* const* options) {
     char folder_name[] = "/tmp/supernet_fake_nvrtc_XXXXXX";
     if (!mkdtemp(folder_name)) return p->log = "no temporary folder", COMPILATION;
     const std::string folder = folder_name;
-    write(folder + "/" + p->header_name, p->header);
+    for (const auto& [name, text] : p->headers) write(folder + "/" + name, text);
     write(folder + "/main.cpp",
           "#include \"cuda_cpu.h\"\n#line 1 \"" + p->name + "\"\n" + p->source + "\n" + exports(p->source));
     const char* compiler = getenv("CXX");
@@ -84,7 +89,7 @@ int nvrtcCompileProgram(Program* p, int count, const char* const* options) {
         p->image = std::string(reinterpret_cast<const char*>(&head), sizeof head) + library;
     }
     for (const char* file : {"/main.cpp", "/kernels.so", "/log"}) remove((folder + file).c_str());
-    remove((folder + "/" + p->header_name).c_str());
+    for (const auto& [name, text] : p->headers) remove((folder + "/" + name).c_str());
     remove(folder.c_str());
     return compiled ? SUCCESS : COMPILATION;
 }

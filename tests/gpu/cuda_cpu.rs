@@ -8,7 +8,7 @@ use std::process::Command;
 
 use libloading::Library;
 use supernet::device::precision::Precision;
-use supernet::device::source::{COMMON, COMMON_NAME, PRODUCTS, SOURCES, Source, Variant, cuda_options, source};
+use supernet::device::source::{HEADERS, PRODUCTS, SOURCES, Source, Variant, cuda_options, source};
 use supernet::ops::launch::{BLOCK, Launch};
 
 use super::cases;
@@ -98,7 +98,9 @@ impl CudaCpu {
         edit: impl Fn(&str) -> String + Sync,
     ) -> Self {
         std::fs::create_dir_all(folder).expect("the folder for temporary files is writable");
-        std::fs::write(folder.join(COMMON_NAME), edit(COMMON)).expect("the folder for temporary files is writable");
+        for (name, text) in HEADERS {
+            std::fs::write(folder.join(name), edit(text)).expect("the folder for temporary files is writable");
+        }
         let load = |&(source, variant): &(Source, Variant)| {
             let path = compile(folder, options, &source, &edit(source.cuda), variant);
             // SAFETY: the library was just compiled from our own sources; loading it runs no code of theirs.
@@ -324,7 +326,7 @@ fn exact(edit: impl Fn(&str) -> String + Sync) -> [bool; 2] {
 fn fragments_lie_where_ptx_has_them() {
     assert_eq!(exact(str::to_owned), [true, true]);
     let broken = |from: &str, to: &str| {
-        assert!(COMMON.contains(from), "{from}");
+        assert!(HEADERS.iter().any(|(_, text)| text.contains(from)), "{from}");
         exact(|text| text.replace(from, to))
     };
     assert_eq!(broken("k < 4 ? a0 : a2, 4 * g", "k < 4 ? a0 : a1, 4 * g"), [false, false], "another fragment of a");
@@ -369,6 +371,8 @@ fn broken_cuda_kernels_are_noticed() {
     let cases = cases::all();
     let broken = |stem: &str, from: &str, to: &str| {
         let mut stems = vec![stem, "fold", "pool"];
+        stems.extend(["separable", "separable_backward"].into_iter().filter(|_| stem.starts_with("separable")));
+        stems.sort_unstable();
         stems.dedup();
         let variants: Vec<_> = stems.iter().map(|stem| (source(stem), Variant::default())).collect();
         let mut machine = CudaCpu::new("broken", &variants, |text| text.replace(from, to));
@@ -398,6 +402,21 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("elementwise", "t.mask)[row / p.pixels]", "t.mask)[row % p.pixels]"), "the wrong image's factor");
     assert!(broken("global_pool", "row / p.pixels", "row % p.pixels"), "the wrong image's mean");
     assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
+    assert!(
+        broken("separable", "step, pixel);\n                            __syncthreads();", "step, pixel);"),
+        "a region half full"
+    );
+    assert!(broken("separable", "j.tiles, j.reach, step", "j.tiles, 1, step"), "a region that is too small");
+    assert!(broken("separable", "line < height && column < width", "line < height"), "pixels beyond the side");
+    assert!(broken("separable", "sum[1][c] += above[i]", "sum[1][c] += above[0]"), "the wrong taps of a second line");
+    assert!(broken("separable", "now == start && place == 0 ?", "place == 0 ?"), "moments of the last region only");
+    assert!(broken("separable_backward", "KERNEL * KERNEL - 1 - tap : tap", "tap : tap"), "taps in order");
+    assert!(broken("separable_backward", "+= d[1][c] * x", "+= d[0][c] * x"), "the wrong line's gradient");
+    assert!(broken("separable_backward", "+= far[i / 4][i % 4]", "= far[i / 4][i % 4]"), "only what is dilated");
+    assert!(
+        broken("separable_backward", "warp < TILE_THREADS / 32; warp++", "warp < 3; warp++"),
+        "a warp's sums left out"
+    );
     assert!(broken("transport", "own.sum *= exp2f(own.top - top);", ""), "powers of different exponents");
     assert!(
         broken("transport", "= shifts[i];\n    __syncthreads();", "= shifts[i];"),

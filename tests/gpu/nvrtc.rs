@@ -5,14 +5,18 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
-use supernet::device::source::{COMMON, COMMON_NAME, SOURCES, Source, cuda_options};
+use supernet::device::source::{HEADERS, SOURCES, Source, cuda_options};
 
 use super::missing;
 
 /// Turing, Ampere, Hopper, Blackwell.
 const ARCHITECTURES: [&str; 4] = ["sm_75", "sm_80", "sm_90", "sm_120"];
-/// Registers of a thread with which four blocks of 256 threads fit on a multiprocessor.
-const REGISTERS: usize = 64;
+/// Registers of a thread with which so many blocks of 256 threads fit on a multiprocessor.
+fn registers(blocks: usize) -> usize {
+    65_536 / 256 / blocks / 8 * 8
+}
+/// Bytes of shared memory that every device has for a block without being asked.
+const SHARED: usize = 48 << 10;
 
 /// The five functions of NVRTC that compiling needs. Handles are opaque; 0 is success.
 struct Nvrtc {
@@ -59,9 +63,10 @@ impl Nvrtc {
     fn compile(&self, source: &Source, options: &[String]) -> Result<(String, String), String> {
         let options: Vec<CString> = options.iter().map(|o| CString::new(o.as_str()).expect("no zero")).collect();
         let options: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
-        let [text, name, header, header_name] =
-            [source.cuda, source.stem, COMMON, COMMON_NAME].map(|s| CString::new(s).expect("no zero"));
-        let (headers, header_names) = ([header.as_ptr()], [header_name.as_ptr()]);
+        let string = |s: &str| CString::new(s).expect("no zero");
+        let [text, name] = [source.cuda, source.stem].map(string);
+        let headers: Vec<_> = HEADERS.iter().map(|(name, text)| (string(name), string(text))).collect();
+        let (names, texts): (Vec<_>, Vec<_>) = headers.iter().map(|(n, t)| (n.as_ptr(), t.as_ptr())).unzip();
         let mut program: Program = std::ptr::null_mut();
         type Create = unsafe extern "C" fn(
             *mut Program,
@@ -82,9 +87,9 @@ impl Nvrtc {
                 &mut program,
                 text.as_ptr(),
                 name.as_ptr(),
-                1,
-                headers.as_ptr(),
-                header_names.as_ptr(),
+                headers.len() as c_int,
+                texts.as_ptr(),
+                names.as_ptr(),
             );
             assert_eq!(status, 0, "nvrtcCreateProgram");
             let status = self.library.get::<Compile>(b"nvrtcCompileProgram\0").expect(get)(
@@ -115,6 +120,7 @@ struct Usage {
     registers: usize,
     stack: usize,
     spills: usize,
+    shared: usize,
 }
 
 /// The number that stands before `unit`.
@@ -125,7 +131,7 @@ fn before(line: &str, unit: &str) -> Option<usize> {
 /// Reads the report of `--ptxas-options=-v`.
 fn usages(log: &str) -> Vec<Usage> {
     let mut list = Vec::new();
-    let mut current = Usage { kernel: String::new(), registers: 0, stack: 0, spills: 0 };
+    let mut current = Usage { kernel: String::new(), registers: 0, stack: 0, spills: 0, shared: 0 };
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             current.kernel = rest.split('\'').next().unwrap_or_default().to_owned();
@@ -135,8 +141,9 @@ fn usages(log: &str) -> Vec<Usage> {
             current.spills = both.iter().sum();
         } else if let Some(registers) = before(line, "registers") {
             current.registers = registers;
+            current.shared = before(line, "bytes smem").unwrap_or(0);
             list.push(current);
-            current = Usage { kernel: String::new(), registers: 0, stack: 0, spills: 0 };
+            current = Usage { kernel: String::new(), registers: 0, stack: 0, spills: 0, shared: 0 };
         }
     }
     list
@@ -166,9 +173,13 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
                 reported.sort_unstable();
                 declared.sort_unstable();
                 assert_eq!(reported, declared, "{what}: {log}");
+                let kernels = source.kernels();
                 for usage in usages {
-                    let sound = usage.spills == 0 && usage.stack == 0 && usage.registers <= REGISTERS;
-                    assert!(sound, "{what}: {usage:?}, at most {REGISTERS} registers");
+                    let (_, blocks) = kernels.iter().find(|(name, _)| *name == usage.kernel).expect("just compared");
+                    let most = registers(*blocks);
+                    let sound =
+                        usage.spills == 0 && usage.stack == 0 && usage.registers <= most && usage.shared <= SHARED;
+                    assert!(sound, "{what}: {usage:?}, at most {most} registers, {SHARED} bytes of shared memory");
                 }
             }
         }
@@ -184,7 +195,10 @@ fn the_assemblers_report_is_read() {
         "ptxas info    : Compiling entry function 'k' for 'sm_90'",
         "ptxas info    : Function properties for k",
         "    16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads",
-        "ptxas info    : Used 13 registers, used 1 barriers",
+        "ptxas info    : Used 13 registers, used 1 barriers, 512 bytes smem",
     ];
-    assert_eq!(usages(&log.join("\n")), [Usage { kernel: "k".into(), registers: 13, stack: 16, spills: 12 }]);
+    assert_eq!(
+        usages(&log.join("\n")),
+        [Usage { kernel: "k".into(), registers: 13, stack: 16, spills: 12, shared: 512 }]
+    );
 }

@@ -1,7 +1,7 @@
 //! Records and flags are declared three times, in Rust, CUDA and WGSL, so that each file can be read on its own. This
 //! compares the declarations, and the entry points of kernels and shaders.
 
-use supernet::device::source::{COMMON, PRODUCTS, SOURCES, Source, Variant, source};
+use supernet::device::source::{HEADERS, PRODUCTS, SOURCES, Source, Variant, source};
 use supernet::ops::augment::purpose;
 use supernet::ops::launch::augment::{AugmentParams, AugmentQuad, DropMaskParams};
 use supernet::ops::launch::certificate::{CertificateParams, CertificateProblem};
@@ -62,6 +62,16 @@ fn compare<R: Record>(source: Source) {
     assert_eq!(offset, size_of::<R>());
 }
 
+/// Asserts that kernels, or a header, and shaders of a stem declare a constant.
+fn declares(stem: &str, name: &str, value: usize) {
+    let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
+    let own = source(stem).cuda.contains(&cuda);
+    let included = HEADERS
+        .iter()
+        .any(|(file, text)| source(stem).cuda.contains(&format!("#include \"{file}\"")) && text.contains(&cuda));
+    assert!((own || included) && source(stem).shader.contains(&wgsl), "{stem}: {name}");
+}
+
 #[test]
 fn records_have_the_same_fields_in_all_three_languages() {
     compare::<DenseJob>(source("dense"));
@@ -91,8 +101,7 @@ fn records_have_the_same_fields_in_all_three_languages() {
     compare::<SeparableGradient>(source("separable_backward"));
     for (stem, flags) in [("separable", separable::FLAGS), ("separable_backward", separable_records::FLAGS)] {
         for (name, value) in flags {
-            let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
-            assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
+            declares(stem, name, *value as usize);
         }
     }
     compare::<NormParams>(source("optimiser"));
@@ -131,12 +140,12 @@ fn records_have_the_same_fields_in_all_three_languages() {
         ("elementwise", "MASK", elementwise::MASK as usize),
         ("elementwise", "COEF", elementwise::COEF as usize),
         ("global_pool", "ROWS", global_pool::ROWS),
-        ("separable_backward", "PIXELS", separable::PIXELS),
         ("separable_backward", "ROWS", separable::ROWS),
+        ("separable_backward", "PIXELS", separable::PIXELS),
     ] {
-        let (cuda, wgsl) = (format!("unsigned {name} = {value};"), format!("const {name}: u32 = {value};"));
-        assert!(source(stem).cuda.contains(&cuda) && source(stem).shader.contains(&wgsl), "{name}");
+        declares(stem, name, value);
     }
+    assert!(HEADERS[1].1.contains(&format!("unsigned REACH = {};", separable::REACH)));
     for (name, value) in
         [("ROWS", augment::ROWS as u32), ("AUGMENT", purpose::AUGMENT), ("DROP_PATH", purpose::DROP_PATH)]
     {
@@ -161,16 +170,22 @@ fn records_have_the_same_fields_in_all_three_languages() {
     }
     assert!(source("optimiser").shader.contains(&format!("const TABLE: u32 = {};", optimiser::TABLE)));
     assert!(source("elementwise").shader.contains(&format!("const TABLE: u32 = {};", elementwise::TABLE)));
-    assert!(COMMON.contains(&format!("float* page[{PAGES}];")));
+    let (_, common) = HEADERS[0];
+    assert!(common.contains(&format!("float* page[{PAGES}];")));
     let prelude = source("fold").wgsl(Variant::default(), 1, false);
-    assert!(COMMON.contains(&format!("unsigned HALF = {HALF:#x}u;")));
+    assert!(common.contains(&format!("unsigned HALF = {HALF:#x}u;")));
     assert!(prelude.contains(&format!("const HALF: u32 = {HALF:#x}u;")));
 }
 
 /// Whatever multiplies on tensor cores is compiled for them, and nothing else.
 #[test]
 fn sources_that_know_tensor_cores_are_listed() {
-    let knows = |source: &&Source| source.cuda.contains("#if TENSOR");
+    // What all include knows them, but multiplies nothing by itself.
+    let includes = |source: &Source, (file, text): &(&str, &str)| {
+        *file != "common.cuh" && source.cuda.contains(&format!("#include \"{file}\"")) && text.contains("#if TENSOR")
+    };
+    let knows =
+        |source: &&Source| source.cuda.contains("#if TENSOR") || HEADERS.iter().any(|header| includes(source, header));
     assert_eq!(SOURCES.iter().filter(knows).map(|source| source.stem).collect::<Vec<_>>(), PRODUCTS);
 }
 

@@ -191,7 +191,12 @@ pub fn all() -> Vec<Case> {
     cases.push(case("only weights", setting, &[Spec { wants: (false, true), ..input }]));
     let tied = Spec { same_weights: true, ..SPEC };
     cases.push(case("weights used three times", setting, &[SPEC, tied, tied]));
-    let many = Setting { x: Shape::map(9, 61, 61, 4), ..setting };
-    cases.push(case("chunks of two tiles", many, &[Spec { out: 8, ..SPEC }]));
+    // So many images that branches of a map share jobs, in regions of one and of two tiles.
+    for x in [Shape::map(260, 2, 9, 6), Shape::map(300, 3, 2, 5)] {
+        let pair: Vec<_> = shared[..4].iter().flat_map(|&s| [Spec { wants: (false, false), ..s }; 2]).collect();
+        cases.push(case("jobs of several branches", Setting { x, ..setting }, &pair));
+    }
+    let many = Setting { x: Shape::map(4200, 2, 1, 4), ..setting };
+    cases.push(case("chunks of two regions", many, &[Spec { out: 8, wants: (false, false), ..SPEC }]));
     cases
 }

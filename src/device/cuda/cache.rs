@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::hash::Hasher;
-use crate::device::source::{COMMON, Source};
+use crate::device::source::{HEADERS, Source};
 use crate::files::write_atomically;
 
 /// A folder of entries; none if there is no place for it.
@@ -27,7 +27,8 @@ impl Cache {
     /// The file of a source compiled with options, which name the architecture, by a version of NVRTC.
     fn file(&self, source: &Source, options: &[String], version: (i32, i32)) -> Option<PathBuf> {
         let mut hasher = Hasher::new("supernet cubin");
-        for text in [source.stem, source.cuda, COMMON] {
+        for text in [source.stem, source.cuda].into_iter().chain(HEADERS.iter().flat_map(|(name, text)| [*name, *text]))
+        {
             hasher.field(text.as_bytes());
         }
         hasher.number(version.0 as u64);

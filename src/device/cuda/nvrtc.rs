@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
-use crate::device::source::{COMMON, COMMON_NAME, Source};
+use crate::device::source::{HEADERS, Source};
 use crate::error::{Error, Result};
 
 type Program = *mut c_void;
@@ -122,7 +122,9 @@ impl Nvrtc {
         let text = |text: &str| CString::new(text).map_err(|_| Error::device("a kernel source contains a zero byte"));
         let name = format!("{}.cu", source.stem);
         let (code, file) = (text(source.cuda)?, text(&name)?);
-        let (header, header_name) = (text(COMMON)?, text(COMMON_NAME)?);
+        let headers = HEADERS.iter().map(|(name, code)| Ok((text(name)?, text(code)?))).collect::<Result<Vec<_>>>()?;
+        let (names, codes): (Vec<_>, Vec<_>) =
+            headers.iter().map(|(name, code)| (name.as_ptr(), code.as_ptr())).unzip();
         let option_texts = options.iter().map(|o| text(o)).collect::<Result<Vec<_>>>()?;
         let options: Vec<*const c_char> = option_texts.iter().map(|o| o.as_ptr()).collect();
         let f = self.functions;
@@ -140,9 +142,9 @@ impl Nvrtc {
                 &mut open.program,
                 code.as_ptr(),
                 file.as_ptr(),
-                1,
-                [header.as_ptr()].as_ptr(),
-                [header_name.as_ptr()].as_ptr(),
+                headers.len() as c_int,
+                codes.as_ptr(),
+                names.as_ptr(),
             );
             check("nvrtcCreateProgram", status)?;
             let status = (f.compile)(open.program, options.len() as c_int, options.as_ptr());

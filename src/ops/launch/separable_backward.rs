@@ -1,23 +1,24 @@
 //! Gradients of separable convolutions on GPUs. A first launch takes each branch's gradient back through its pointwise
 //! weights. A second one does three things that do not depend on each other: it sums the gradients of both weights over
-//! chunks of pixels, and computes that of the input, once for all branches that read one map. Sums of chunks are folded, those
+//! chunks of pixels, and computes that of the input, once for all branches that read one map. On CUDA all three have what
+//! stencils reach in shared memory. Sums of chunks are folded, those
 //! that become coefficients in the company of pools ([`pool`]).
 
 use super::jobs::{self, Job};
 use super::pool::{self, PoolTerm};
-use super::separable::{PIXELS, Read, chunks, columns, pages, step};
-use super::separable_records::{ADD, COEF, INPUT, MASK, POINTWISE, STORE, SUMS, SeparableGradient, TAPS};
+use super::separable::{PIXELS, Read, Regions, SIDE, STEP, chunks, columns, is_tiled, pages, step};
+use super::separable_records::{ADD, COEF, INPUT, MASK, POINTWISE, STORE, SUMS, SeparableGradient, TAPS, TILED};
 use super::{BLOCK, Lanes, Launch, Lower, PAGES, Place, Places, Slots, TABLE_BYTES, fold, stretch};
 use crate::graph::Shape;
 use crate::graph::plan::Piece;
-use crate::ops::separable::{BackwardBranch, BackwardLayout, SeparableBackward};
+use crate::ops::separable::{BackwardBranch, BackwardLayout, Branch, SeparableBackward};
 
 /// Most chunks of pixels in the sums of weights' gradients.
 const WEIGHT_CHUNKS: usize = 64;
 /// Most chunks of pixels in the sums of a normalised input's gradient.
 const INPUT_CHUNKS: usize = 256;
-/// Most quads of rows and of columns of the pointwise weights' gradient that a block sums.
-const QUADS: usize = 16;
+/// Most quads of output channels of which a block sums the pointwise weights' gradient.
+const OUT_QUADS: usize = 16;
 /// Pieces of a branch's scratch.
 const PIECES: usize = 3;
 /// Most branches in one gradient of an input.
@@ -39,24 +40,59 @@ fn padded(elements: usize) -> usize {
     elements.next_multiple_of(4)
 }
 
-/// The chunks in which the gradient of an input is summed.
-fn input_chunks(x: Shape) -> (usize, usize) {
-    Lanes::new(x.c).chunks(x.rows(), 1, INPUT_CHUNKS)
+/// How the pixels of a map are cut into chunks: into rows, and where CUDA has a stencil for the branch into regions.
+struct Cut {
+    chunk_rows: usize,
+    chunks: usize,
+    regions: Option<(Regions, usize)>,
 }
 
-/// The chunks in which the gradients of weights are summed.
-fn weight_chunks(y: Shape) -> (usize, usize) {
-    chunks(y.rows(), PIXELS, WEIGHT_CHUNKS)
+impl Cut {
+    /// At most `most` chunks, of rows as given if there is no stencil.
+    fn new(branch: &Branch, map: Shape, most: usize, (chunk_rows, chunks): (usize, usize)) -> Self {
+        if !is_tiled(branch) {
+            return Self { chunk_rows, chunks, regions: None };
+        }
+        let regions = Regions::of(map, if map.w > SIDE { 2 } else { 1 });
+        let chunk = regions.count.div_ceil(most).max(1);
+        let chunks = regions.count.div_ceil(chunk);
+        Self { chunk_rows: map.rows().div_ceil(chunks), chunks, regions: Some((regions, chunk)) }
+    }
+
+    /// That for the sums of a normalised input's gradient.
+    fn sums(branch: &Branch, x: Shape) -> Self {
+        Self::new(branch, x, INPUT_CHUNKS, Lanes::new(x.c).chunks(x.rows(), 1, INPUT_CHUNKS))
+    }
+
+    /// That for the gradients of weights.
+    fn weights(branch: &Branch, y: Shape) -> Self {
+        Self::new(branch, y, WEIGHT_CHUNKS, chunks(y.rows(), PIXELS, WEIGHT_CHUNKS))
+    }
+
+    /// Says so in a record.
+    fn put(&self, record: SeparableGradient) -> SeparableGradient {
+        let record = SeparableGradient { chunk_rows: self.chunk_rows as u32, ..record };
+        let Some((regions, chunk)) = &self.regions else { return record };
+        SeparableGradient {
+            flags: record.flags | TILED,
+            tiles: regions.tiles as u32,
+            across: regions.across as u32,
+            down: regions.down as u32,
+            regions: regions.count as u32,
+            chunk_regions: *chunk as u32,
+            ..record
+        }
+    }
 }
 
 /// Elements of the parts of a branch's scratch, in this order: dd and sums of the input's gradient; dy; sums of the taps and
 /// of the pointwise weights. Each pair and dy are a piece of their own, so that no batch needs much in one piece.
 fn parts(b: &BackwardBranch, x: Shape, y: Shape) -> [[usize; 2]; PIECES] {
     let sum = |on: bool, elements: usize| if on { elements } else { 0 };
-    let weights = |elements: usize| sum(b.weight, weight_chunks(y).1 * padded(elements));
+    let weights = |elements: usize| sum(b.weight, Cut::weights(&b.branch, y).chunks * padded(elements));
     let normalised = b.input && b.branch.norm.is_some();
     [
-        [y.rows() * padded(x.c), sum(normalised, 2 * input_chunks(x).1 * padded(x.c))],
+        [y.rows() * padded(x.c), sum(normalised, 2 * Cut::sums(&b.branch, x).chunks * padded(x.c))],
         [sum(b.weight && is_computed(b), y.rows() * padded(y.c)), 0],
         [weights(b.branch.kernel * b.branch.kernel * x.c), weights(x.c * y.c)],
     ]
@@ -209,17 +245,15 @@ impl Placed {
     }
 
     fn products(&self, slots: &mut Slots) -> Job<SeparableGradient> {
-        let (out_lanes, out_groups) = cover(self.shape.c, QUADS);
-        // A thread owns two rows of a quad of columns.
-        let (lanes, groups) = cover(self.read.map.shape.c, QUADS.min(BLOCK as usize / 2 / out_lanes));
-        let (chunk_rows, chunks) = weight_chunks(self.shape);
+        let (out_lanes, out_groups) = cover(self.shape.c, OUT_QUADS);
+        let (lanes, groups) = cover(self.read.map.shape.c, STEP);
+        let cut = Cut::weights(&self.b.branch, self.shape);
         let record = SeparableGradient {
             kind: POINTWISE,
             lanes: lanes as u32,
             groups: groups as u32,
             out_lanes: out_lanes as u32,
             out_groups: out_groups as u32,
-            chunk_rows: chunk_rows as u32,
             tap_stride: self.depthwise.row_stride,
             g_stride: self.dy.row_stride,
             depthwise: slots.reads(self.depthwise),
@@ -228,26 +262,26 @@ impl Placed {
             ..self.record()
         };
         let mut places = self.read.places().chain([self.depthwise, self.dy]);
-        let record = self.reading(record, slots);
-        Job { records: vec![record], blocks: chunks * groups * out_groups, wide: places.all(Place::wide) }
+        let record = cut.put(self.reading(record, slots));
+        Job { records: vec![record], blocks: cut.chunks * groups * out_groups, wide: places.all(Place::wide) }
     }
 
     fn taps(&self, slots: &mut Slots) -> Job<SeparableGradient> {
         let taps = self.b.branch.kernel * self.b.branch.kernel;
         assert!(taps <= BLOCK as usize, "a depthwise kernel of {taps} taps, at most {BLOCK} run on GPUs");
-        let (lanes, groups) = cover(self.read.map.shape.c, BLOCK as usize / taps);
-        let (chunk_rows, chunks) = weight_chunks(self.shape);
+        let cut = Cut::weights(&self.b.branch, self.shape);
+        let most = if cut.regions.is_some() { STEP } else { BLOCK as usize / taps };
+        let (lanes, groups) = cover(self.read.map.shape.c, most);
         let record = SeparableGradient {
             kind: TAPS,
             lanes: lanes as u32,
             groups: groups as u32,
-            chunk_rows: chunk_rows as u32,
             dd: slots.reads(self.dd),
             partial: slots.writes(self.taps),
             ..self.record()
         };
-        let record = self.reading(record, slots);
-        Job { records: vec![record], blocks: chunks * groups, wide: self.read.places().all(Place::wide) }
+        let record = cut.put(self.reading(record, slots));
+        Job { records: vec![record], blocks: cut.chunks * groups, wide: self.read.places().all(Place::wide) }
     }
 
     fn fold(&self, slots: &mut Slots) -> Job<PoolTerm> {
@@ -260,7 +294,7 @@ impl Placed {
             channels: x.c as u32,
             lanes: lanes as u32,
             groups: groups as u32,
-            chunks: input_chunks(x).1 as u32,
+            chunks: Cut::sums(&self.b.branch, x).chunks as u32,
             rows: x.rows() as u32,
             coef_stride: coef.row_stride,
             eps: self.read.eps,
@@ -282,7 +316,7 @@ impl Placed {
 
     /// Sums of both weights' gradients, with the places that they go to.
     fn sums(&self) -> Vec<fold::Sums> {
-        let chunks = weight_chunks(self.shape).1;
+        let chunks = Cut::weights(&self.b.branch, self.shape).chunks;
         let parts = self.dweights.into_iter().flat_map(|outputs| outputs.into_iter().zip([self.taps, self.products]));
         let sums = |((out, accumulate), partial): ((Place, bool), Place)| {
             let chunk_stride = padded(out.shape.len());
@@ -307,7 +341,9 @@ impl Input {
             let Some((dx, add)) = placed.dx else { continue };
             let fits = |input: &Self| {
                 let plain = placed.b.branch.norm.is_none() && input.branches[0].b.branch.norm.is_none();
-                let same = input.dx == dx && input.branches[0].read.map == placed.read.map;
+                let first = &input.branches[0];
+                let alike = is_tiled(&first.b.branch) == is_tiled(&placed.b.branch);
+                let same = alike && input.dx == dx && first.read.map == placed.read.map;
                 let places = input.places().chain([placed.depthwise, placed.dd]);
                 plain && same && add && input.branches.len() < BRANCHES && pages(places) <= PAGES
             };
@@ -327,9 +363,13 @@ impl Input {
     fn job(&self, slots: &mut Slots) -> Job<SeparableGradient> {
         let first = &self.branches[0];
         let x = first.read.map.shape;
-        let Lanes { lanes, groups, rows } = Lanes::new(x.c);
-        let sums = first.dcoef.is_some();
-        let (chunk_rows, chunks) = if sums { input_chunks(x) } else { chunks(x.rows(), rows, usize::MAX) };
+        let Lanes { mut lanes, mut groups, rows } = Lanes::new(x.c);
+        let (sums, branch) = (first.dcoef.is_some(), &first.b.branch);
+        let alone = || Cut::new(branch, x, usize::MAX, chunks(x.rows(), rows, usize::MAX));
+        let cut = if sums { Cut::sums(branch, x) } else { alone() };
+        if cut.regions.is_some() {
+            (lanes, groups) = cover(x.c, STEP);
+        }
         let mut records: Vec<_> = self.branches.iter().map(|b| b.record()).collect();
         for (record, branch) in records.iter_mut().zip(&self.branches) {
             record.kind = INPUT;
@@ -341,7 +381,6 @@ impl Input {
         records[0] = SeparableGradient {
             lanes: lanes as u32,
             groups: groups as u32,
-            chunk_rows: chunk_rows as u32,
             branches: self.branches.len() as u32,
             dx_stride: self.dx.row_stride,
             dx: slots.writes(self.dx),
@@ -350,8 +389,9 @@ impl Input {
         if sums {
             records[0].partial = slots.writes(first.sums);
         }
+        records[0] = cut.put(records[0]);
         let mut places = first.read.places().chain([self.dx]).chain(self.branches.iter().map(|b| b.depthwise));
-        Job { records, blocks: chunks * groups, wide: places.all(Place::wide) }
+        Job { records, blocks: cut.chunks * groups, wide: places.all(Place::wide) }
     }
 }
 

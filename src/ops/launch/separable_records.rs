@@ -16,6 +16,8 @@ pub const STORE: u32 = 16;
 pub const ADD: u32 = 32;
 /// Sums of the input's gradient are wanted.
 pub const SUMS: u32 = 64;
+/// The depthwise kernel is one of the stencils that CUDA computes from shared memory.
+pub const TILED: u32 = 128;
 /// Gradient of the pointwise weights.
 pub const POINTWISE: u32 = 0;
 /// Gradient of the depthwise weights.
@@ -32,6 +34,7 @@ pub const FLAGS: &[(&str, u32)] = &[
     ("STORE", STORE),
     ("ADD", ADD),
     ("SUMS", SUMS),
+    ("TILED", TILED),
     ("POINTWISE", POINTWISE),
     ("TAPS", TAPS),
     ("INPUT", INPUT),
@@ -66,7 +69,7 @@ record! {
         out_lanes: u32,
         /// Blocks side by side that cover all of them.
         out_groups: u32,
-        /// Pixels of a chunk; the last one may have fewer.
+        /// Pixels of a chunk for who goes along rows; the last ones may have fewer.
         chunk_rows: u32,
         /// Records of the job, one a branch that reads the map.
         branches: u32,
@@ -100,6 +103,18 @@ record! {
         dx_stride: u32,
         /// Elements from one row of the coefficients to the next.
         coef_stride: u32,
+        /// Tiles side by side in a region.
+        tiles: u32,
+        /// Regions side by side in an image.
+        across: u32,
+        /// Regions one below the other in an image.
+        down: u32,
+        /// Regions of all images.
+        regions: u32,
+        /// Regions of a chunk for who goes along regions; the last one may have fewer.
+        chunk_regions: u32,
+        /// Zero.
+        unused: u32,
         /// Added to the variance.
         eps: f32,
         /// 1 / stride.
@@ -134,7 +149,5 @@ record! {
         dx: Spot,
         /// Sums of each chunk.
         partial: Spot,
-        /// Zero.
-        unused_spot: Spot,
     }
 }
