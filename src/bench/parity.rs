@@ -22,8 +22,7 @@ pub const TOLERANCE: f64 = 2e-4;
 pub const fn tolerance(precision: Precision) -> f64 {
     match precision {
         Precision::F32 => TOLERANCE,
-        Precision::F16 => 1e-3,
-        Precision::Tf32 => 2e-3,
+        Precision::F16 | Precision::Tf32 => 1e-3,
         Precision::Bf16 => 4e-3,
     }
 }

@@ -38,8 +38,8 @@ pub struct Arguments {
     /// How maps are stored and matrices multiplied: f32, f16 (on wgpu), tf32 or bf16 (on cuda).
     #[arg(long, value_name = "PRECISION", default_value = "f32", value_parser = parse::precision)]
     precision: Precision,
-    /// Largest error relative to the reference, which rounds the maps that the device rounds [default: 2e-4; in f16 1e-3, in
-    /// tf32 2e-3, in bf16 4e-3].
+    /// Largest error relative to the reference, which rounds the maps that the device rounds [default: 2e-4; in f16 and
+    /// tf32 1e-3, in bf16 4e-3].
     #[arg(long, value_name = "SHARE")]
     tolerance: Option<f64>,
 }
