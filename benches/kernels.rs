@@ -4,7 +4,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use supernet::bench::kernels::Prepared;
 use supernet::bench::{cases, parity};
-use supernet::device::DeviceSpec;
+use supernet::device::{DeviceSpec, Precision};
 use supernet::run::threads;
 
 fn kernels(criterion: &mut Criterion) {
@@ -13,7 +13,7 @@ fn kernels(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(op);
         group.bench_function(rest, |bencher| {
             // In here, so that only chosen cases are checked and prepared.
-            let found = parity::check(&case, (DeviceSpec::Cpu, threads(0))).expect("the case is sound");
+            let found = parity::check(&case, (DeviceSpec::Cpu, threads(0)), Precision::F32).expect("the case is sound");
             assert!(found.error <= parity::TOLERANCE, "{} is off by {:e}", case.name, found.error);
             let mut prepared = Prepared::new(&case, threads(0)).expect("the case fits into memory");
             bencher.iter(|| prepared.run(1));

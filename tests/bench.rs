@@ -107,6 +107,13 @@ fn what_cannot_be_measured_is_refused() {
     let file = folder("bench-refused").join("earlier.json");
     refused(&["bench", "kernels", "--filter", "no_such_op"], 2, &["no_such_op"]);
     refused(&["bench", "step", "--grow", "depth"], 2, &["depth", "--grow"]);
+    for bench in ["kernels", "step"] {
+        for precision in ["f16", "tf32", "bf16"] {
+            let words = format!("precision {precision} is not to be had on --device cpu: the processor has f32 (");
+            refused(&["bench", bench, "--precision", precision], 2, &[&words]);
+        }
+        refused(&["bench", bench, "--precision", "half"], 2, &["expected f32, f16 (on wgpu), tf32 or bf16"]);
+    }
     std::fs::write(&file, "{\"bench\": ").unwrap();
     refused(&["bench", "kernels", "--compare", text(&file)], 2, &["earlier.json", "bench kernels --json"]);
     refused(&["bench", "loader", "--compare", "none.json"], 2, &["none.json"]);

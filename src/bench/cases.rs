@@ -5,6 +5,7 @@
 //! as a user of any framework would write it. To add a case, push one in the function of its family.
 
 use super::recorder::{Built, Draw, Recorder};
+use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::graph::{Output, Shape, Tensor, TermKind};
 use crate::ops::augment::{Augment, DropMask};
@@ -73,12 +74,12 @@ impl Case {
         Self { name, timed, batch, record: Box::new(record) }
     }
 
-    /// Records the case for a number of images.
+    /// Records the case for a number of images, to be run in a precision.
     ///
     /// # Errors
     /// [`Error::Shape`] if the shapes do not fit, which is a mistake in this file.
-    pub fn build(&self, batch: usize) -> Result<Built> {
-        let mut recorder = Recorder::new();
+    pub fn build(&self, batch: usize, precision: Precision) -> Result<Built> {
+        let mut recorder = Recorder::new(precision);
         (self.record)(&mut recorder, batch)?;
         recorder.finish(&self.name, self.timed)
     }
@@ -225,7 +226,7 @@ fn separable(list: &mut List) {
         // The second half of a sep_conv reads the first half's map through its normalisation.
         list.push(&SEPARABLE, at, "sep_conv_5x5_second", move |r, batch| {
             let y = r.map(at.shape(batch));
-            let x = r.drawn_normalised(y);
+            let x = r.drawn_normalised(y)?;
             let input = branch(r, x, at.c, (5, 1, 1));
             branches(r, &[input])
         });
@@ -359,7 +360,7 @@ fn mixture(list: &mut List) {
             for i in 0..7 * edges {
                 let y = r.map(at.shape(batch));
                 // The skip connection of an edge is the state itself.
-                let map = if i % 7 == 2 { Normalised::plain(y) } else { r.drawn_normalised(y) };
+                let map = if i % 7 == 2 { Normalised::plain(y) } else { r.drawn_normalised(y)? };
                 sources.push(SourceInput { map, weight: Some(8 * (i / 7) + 1 + i % 7), mask: None });
             }
             let concat = r.graph.tensor(at.shape(batch).with_channels(4 * at.c), "output");
@@ -376,7 +377,7 @@ fn mixture(list: &mut List) {
             let mut sources = Vec::new();
             for path in 0..2 {
                 let y = r.map(at.shape(batch));
-                let mut map = r.drawn_normalised(y);
+                let mut map = r.drawn_normalised(y)?;
                 let affine = [Draw::Positive, Draw::Normal(0.1)].map(|d| r.variable(Shape::vector(at.c), d));
                 map.norm = map.norm.map(|n| crate::ops::norm::NormTensors { affine: Some(affine.into()), ..n });
                 sources.push(SourceInput { map, weight: None, mask: Some(path) });
@@ -393,6 +394,7 @@ fn elementwise(list: &mut List) {
     for at in [SEARCH[0], SEARCH[2], TRAINING[0]] {
         list.push(&["statistics"], at, "batch", move |r, batch| {
             let x = r.map(at.shape(batch));
+            let x = r.before_normalisation(x)?;
             let (mean, _) = Statistics::record(&mut r.graph, x);
             r.output(mean);
             Ok(())
@@ -610,8 +612,8 @@ mod tests {
 
     #[test]
     fn every_case_can_be_recorded_and_times_what_its_name_says() {
-        for case in all() {
-            let built = case.build(case.batch.min(2)).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        for (case, precision) in all().iter().flat_map(|case| [(case, Precision::F32), (case, Precision::Bf16)]) {
+            let built = case.build(case.batch.min(2), precision).unwrap_or_else(|e| panic!("{}: {e}", case.name));
             assert!(built.cost.bytes > 0.0 && !built.results.is_empty(), "{}", case.name);
             let graph = built.program.graph();
             let of_loss = |node: &Node| node.outputs.iter().any(|o| graph.info(o.tensor).name.contains(PROBE));
@@ -624,6 +626,40 @@ mod tests {
                     assert!(timed.iter().any(|op| op.ends_with("_backward")), "{}: {timed:?}", case.name);
                     assert!(timed.len() >= 3 && timed.len() <= 8, "{}: {timed:?}", case.name);
                 }
+            }
+        }
+    }
+
+    /// What a step has in halves, the ops have that are timed.
+    #[test]
+    fn timed_ops_meet_halves() {
+        const OPS: [&str; 10] = [
+            "statistics",
+            "mixture",
+            "mixture_backward",
+            "separable",
+            "separable_backward",
+            "dense",
+            "dense_backward",
+            "pool",
+            "pool_backward",
+            "reduce",
+        ];
+        let meets = |case: &Case, precision: Precision| {
+            let built = case.build(case.batch.min(2), precision).unwrap();
+            let halves = precision.halves(&built.program);
+            let nodes = built.ops.iter().flat_map(|ops| &built.program.nodes()[ops.clone()]);
+            let mut tensors = nodes.flat_map(|n| n.inputs.iter().copied().chain(n.outputs.iter().map(|o| o.tensor)));
+            tensors.any(|tensor| halves.contains(&built.program.graph().base(tensor)))
+        };
+        // A classifier is followed by no normalisation.
+        let wide = |c: &Case| c.name.contains("/c16/") || c.name.contains("/c64/") && !c.name.contains("classifier");
+        for op in OPS {
+            let own: Vec<Case> = all().into_iter().filter(|c| c.timed.op() == op && wide(c)).collect();
+            assert!(!own.is_empty(), "{op}");
+            for case in own {
+                assert!(meets(&case, Precision::Bf16), "{}", case.name);
+                assert!(!meets(&case, Precision::Tf32), "{}", case.name);
             }
         }
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::ceiling::{Bandwidth, COPIES, Ceilings, EMPTY_OPS, QUICK_LARGEST};
 use super::measure::{Effort, Times};
 use super::recorder::Built;
+use crate::device::needs::On;
 use crate::device::paged::Gpu;
 use crate::device::{Device, DeviceSpec, Executable, Precision};
 use crate::error::Result;
@@ -23,8 +24,12 @@ pub fn ceilings(spec: DeviceSpec, quick: bool) -> Result<Ceilings> {
 }
 
 /// A program with its device; None on the processor.
-fn prepared(spec: DeviceSpec, layout: &StoreLayout, program: Program) -> Result<Option<(Box<dyn Gpu>, Executable)>> {
-    match Device::open(&spec, layout, 1, Precision::F32)? {
+fn prepared(
+    (spec, precision): On,
+    layout: &StoreLayout,
+    program: Program,
+) -> Result<Option<(Box<dyn Gpu>, Executable)>> {
+    match Device::open(&spec, layout, 1, precision)? {
         Device::Cpu(_) => Ok(None),
         Device::Gpu(mut gpu) => {
             let exe = gpu.prepare(program)?;
@@ -40,7 +45,7 @@ fn copy(spec: DeviceSpec, bytes: usize, effort: Effort) -> Result<Bandwidth> {
     let [from, to] = ["source", "destination"].map(|name| layout.add(name, shape));
     let [from, to] = [from, to].map(|state| graph.state(state));
     Linear::record_into(&mut graph, &[(1.0, from)], to)?;
-    let Some((mut gpu, exe)) = prepared(spec, &layout, Program::new("copy", graph, &[]))? else {
+    let Some((mut gpu, exe)) = prepared((spec, Precision::F32), &layout, Program::new("copy", graph, &[]))? else {
         return Ok(Bandwidth { bytes, gigabytes_per_second: 0.0 });
     };
     let times = sample(effort, || Ok(gpu.profile(&exe, 1)?.iter().map(|kernel| kernel.seconds).sum()))?;
@@ -61,7 +66,7 @@ fn dispatch(spec: DeviceSpec, quick: bool) -> Result<(f64, f64)> {
             graph.push(Fill { value: 0.0 }, vec![], vec![Output::from(out)]);
         }
         let program = Program::new("empty ops", graph, &[out]);
-        let Some((mut gpu, exe)) = prepared(spec, &layout, program)? else { return Ok((0.0, 1)) };
+        let Some((mut gpu, exe)) = prepared((spec, Precision::F32), &layout, program)? else { return Ok((0.0, 1)) };
         let times = sample(Effort::new(quick), || {
             let start = Instant::now();
             for _ in 0..replays {
@@ -92,8 +97,8 @@ fn sample(effort: Effort, mut run: impl FnMut() -> Result<f64>) -> Result<Times>
 ///
 /// # Errors
 /// Those of [`Device::open`], [`Device::prepare`] and [`Gpu::op_times`].
-pub fn time(built: &Built, spec: DeviceSpec, quick: bool) -> Result<(Times, usize)> {
-    let Some((mut gpu, exe)) = prepared(spec, &built.layout, built.program.clone())? else {
+pub fn time(built: &Built, on: On, quick: bool) -> Result<(Times, usize)> {
+    let Some((mut gpu, exe)) = prepared(on, &built.layout, built.program.clone())? else {
         return Ok((Times::default(), 0));
     };
     for (state, values) in drawn(built) {

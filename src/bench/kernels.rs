@@ -34,7 +34,7 @@ pub struct KernelResult {
     pub launches: usize,
     /// Floating-point operations.
     pub flops: f64,
-    /// Bytes if every input is read and every output written once.
+    /// Bytes if every input is read and every output written once, in f32 whatever they are stored in.
     pub bytes: f64,
     /// Operations a byte.
     pub intensity: f64,
@@ -55,6 +55,8 @@ pub struct Settings {
     pub threads: usize,
     /// Few and short samples.
     pub quick: bool,
+    /// How maps are stored and matrices multiplied.
+    pub precision: Precision,
     /// Largest error relative to the reference.
     pub tolerance: f64,
 }
@@ -72,7 +74,7 @@ impl Prepared {
     /// # Errors
     /// [`crate::Error::Shape`] if it cannot be recorded, [`crate::Error::Memory`] if it does not fit.
     pub fn new(case: &Case, threads: usize) -> Result<Self> {
-        let built = case.build(case.batch)?;
+        let built = case.build(case.batch, Precision::F32)?;
         let mut cpu = Cpu::new(&built.layout, threads)?;
         let exe = cpu.prepare(built.program.clone())?;
         built.draw(|state, i, value| cpu.state_mut(state)[i] = value);
@@ -104,12 +106,13 @@ impl Prepared {
 /// is left out.
 ///
 /// # Errors
-/// [`Error::Usage`] if the threads cannot be started or a GPU cannot measure, [`Error::Memory`] if a case does not fit into
+/// [`Error::Usage`] if the threads cannot be started or a GPU cannot measure or has not the precision, [`Error::Memory`] if a case does not fit into
 /// the memory of the processor, [`Error::Device`] if the device fails.
 pub fn run_all(cases: &[Case], settings: &Settings, mut look: impl FnMut(usize, &str)) -> Result<KernelReport> {
-    let Settings { device: spec, threads, quick, .. } = *settings;
+    let Settings { device: spec, threads, quick, precision, tolerance } = *settings;
+    precision.check(spec)?;
     // Held throughout: opening a device again is cheap while one is open.
-    let held = Device::open(&spec, &StoreLayout::new(), threads, Precision::F32)?;
+    let held = Device::open(&spec, &StoreLayout::new(), threads, precision)?;
     let ceilings = if spec.is_cpu() { Ceilings::measure(threads, quick)? } else { gpu::ceilings(spec, quick)? };
     let (mut results, mut skipped) = (Vec::with_capacity(cases.len()), Vec::new());
     for (number, case) in cases.iter().enumerate() {
@@ -129,7 +132,7 @@ pub fn run_all(cases: &[Case], settings: &Settings, mut look: impl FnMut(usize, 
         quick,
         cases: results,
         changes: None,
-        details: KernelDetails { ceilings, failed, skipped },
+        details: KernelDetails { precision, products: held.products(), tolerance, ceilings, failed, skipped },
     })
 }
 
@@ -138,7 +141,8 @@ pub fn run_all(cases: &[Case], settings: &Settings, mut look: impl FnMut(usize, 
 /// # Errors
 /// As [`Prepared::new`].
 pub fn run(case: &Case, settings: &Settings, ceilings: &Ceilings) -> Result<KernelResult> {
-    let found = parity::check(case, (settings.device, settings.threads))?;
+    let precision = settings.precision;
+    let found = parity::check(case, (settings.device, settings.threads), precision)?;
     let passed = found.error <= settings.tolerance;
     let (times, cost) = match settings.device {
         DeviceSpec::Cpu => {
@@ -147,14 +151,17 @@ pub fn run(case: &Case, settings: &Settings, ceilings: &Ceilings) -> Result<Kern
             (if passed { sample(&mut prepared) } else { Times::default() }, prepared.cost())
         }
         spec => {
-            let built = case.build(case.batch)?;
-            let measured = if passed { gpu::time(&built, spec, settings.quick)? } else { Default::default() };
+            let built = case.build(case.batch, precision)?;
+            let measured =
+                if passed { gpu::time(&built, (spec, precision), settings.quick)? } else { Default::default() };
             (measured.0, Cost { launches: measured.1, ..built.cost })
         }
     };
     let rate = |amount: f64| if passed { amount / times.seconds().max(f64::MIN_POSITIVE) * 1e-9 } else { 0.0 };
+    // As the names of steps: times of two precisions are not those of one thing.
+    let name = if precision.is_full() { case.name.clone() } else { format!("{}/{precision}", case.name) };
     Ok(KernelResult {
-        measured: Measured { name: case.name.clone(), times },
+        measured: Measured { name, times },
         op: case.timed.op(),
         passed,
         parity_error: found.error,

@@ -17,6 +17,16 @@ pub const BATCH: usize = 3;
 /// below it, a wrong tap or a missing row far above.
 pub const TOLERANCE: f64 = 2e-4;
 
+/// The same in a precision. The reference rounds the maps that the device rounds, so that what is left are roundings to the
+/// neighbour, by the last bit of f32 or of products in tf32, of which both factors are rounded by up to 2^-11.
+pub const fn tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => TOLERANCE,
+        Precision::F16 | Precision::Tf32 => 1e-3,
+        Precision::Bf16 => 4e-3,
+    }
+}
+
 /// What a parity run found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parity {
@@ -31,11 +41,11 @@ pub struct Parity {
 /// # Errors
 /// [`crate::Error::Shape`] if it cannot be recorded, [`crate::Error::Memory`] if it does not fit, [`crate::Error::Usage`] if
 /// the device is missing or has no kernel for an op, [`crate::Error::Device`] if it fails.
-pub fn check(case: &Case, (spec, threads): (DeviceSpec, usize)) -> Result<Parity> {
+pub fn check(case: &Case, (spec, threads): (DeviceSpec, usize), precision: Precision) -> Result<Parity> {
     let batch = case.batch.min(BATCH);
-    let built = case.build(batch)?;
-    let expected = reference(&built);
-    let found = if spec.is_cpu() { processor(&built, threads)? } else { gpu(&built, spec)? };
+    let built = case.build(batch, precision)?;
+    let expected = reference(&built, precision);
+    let found = if spec.is_cpu() { processor(&built, threads)? } else { gpu(&built, spec, precision)? };
     let error = found.iter().zip(&expected).map(|(a, b)| distance(a, b)).fold(0.0, f64::max);
     Ok(Parity { batch, error })
 }
@@ -53,10 +63,10 @@ pub fn distance(found: &[f64], expected: &[f64]) -> f64 {
     off / norm.max(1e-2 * (expected.len() as f64).sqrt()).max(f64::MIN_POSITIVE)
 }
 
-fn reference(built: &Built) -> Vec<Vec<f64>> {
+fn reference(built: &Built, precision: Precision) -> Vec<Vec<f64>> {
     let mut device: Reference<f64> = Reference::new(&built.layout);
     built.draw(|state, i, value| device.state_mut(state)[i] = value.into());
-    device.run(&built.program);
+    device.run_in(&built.program, precision);
     built.results.iter().map(|&t| device.read(&built.program, t)).collect()
 }
 
@@ -73,8 +83,8 @@ fn processor(built: &Built, threads: usize) -> Result<Vec<Vec<f64>>> {
     Ok(built.results.iter().map(|&t| wide(cpu.read(&exe, t))).collect())
 }
 
-fn gpu(built: &Built, spec: DeviceSpec) -> Result<Vec<Vec<f64>>> {
-    let mut device = Device::open(&spec, &built.layout, 1, Precision::F32)?;
+fn gpu(built: &Built, spec: DeviceSpec, precision: Precision) -> Result<Vec<Vec<f64>>> {
+    let mut device = Device::open(&spec, &built.layout, 1, precision)?;
     let exe = device.prepare(built.program.clone())?;
     for (state, values) in drawn(built) {
         device.write(state, &values)?;

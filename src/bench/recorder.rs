@@ -7,12 +7,14 @@
 use std::ops::Range;
 
 use super::cases::Timed;
+use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Program, Shape, State, StoreLayout, Tensor};
 use crate::ops::Cost;
 use crate::ops::dense::Dense;
 use crate::ops::elementwise::Linear;
 use crate::ops::norm::{NormTensors, Normalised};
+use crate::ops::pool::Pool;
 use crate::random::{Stream, normal, uniform};
 
 /// Prefix of the names of the loss's tensors.
@@ -70,12 +72,14 @@ pub struct Recorder {
     draws: Vec<(State, Draw)>,
     variables: Vec<Tensor>,
     outputs: Vec<Tensor>,
+    /// Whether maps before normalisations are to be such as devices store in halves.
+    halves: bool,
 }
 
 impl Recorder {
-    /// An empty one.
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty one, of a case that is run in this precision.
+    pub fn new(precision: Precision) -> Self {
+        Self { halves: precision.has_halves(), ..Self::default() }
     }
 
     /// A state with drawn values, without gradient.
@@ -112,11 +116,28 @@ impl Recorder {
         Normalised { y, norm: Some(NormTensors { mean, var, affine: None, eps: EPS }) }
     }
 
+    /// A map as a normalisation finds it. States are never stored in halves, so where maps are to be, it is the average pool
+    /// of what was drawn.
+    ///
+    /// # Errors
+    /// None: the window fits every map.
+    pub fn before_normalisation(&mut self, y: Tensor) -> Result<Tensor> {
+        if !self.halves {
+            return Ok(y);
+        }
+        let op = Pool { kernel: 3, stride: 1, pad: 1, max: false, average: true, statistics: false };
+        Ok(Pool::record(&mut self.graph, op, y, &[])?.first().map_or(y, |pooled| pooled.y))
+    }
+
     /// A map under drawn statistics.
-    pub fn drawn_normalised(&mut self, y: Tensor) -> Normalised {
+    ///
+    /// # Errors
+    /// As [`Self::before_normalisation`].
+    pub fn drawn_normalised(&mut self, y: Tensor) -> Result<Normalised> {
+        let y = self.before_normalisation(y)?;
         let c = Shape::vector(self.graph.shape(y).c);
         let statistics = (self.constant(c, Draw::Normal(0.1)), self.constant(c, Draw::Positive));
-        self.normalised(y, statistics)
+        Ok(self.normalised(y, statistics))
     }
 
     /// An output, through which the loss goes.
@@ -160,7 +181,9 @@ impl Recorder {
             let node = heaviest.ok_or_else(|| missing(name, op))?;
             results = node.outputs.iter().map(|o| o.tensor).collect();
         }
-        let program = Program::new(name, self.graph, &results);
+        let mut program = Program::new(name, self.graph, &results);
+        // An op is timed as a step has it, where nobody reads its maps but the next op.
+        program.halved_results = self.halves;
         let chosen: Vec<usize> = match timed {
             Timed::Op(op) => {
                 let writes = |i: &usize| {

@@ -9,6 +9,7 @@ use super::ceiling::Ceilings;
 use super::compare::Change;
 use super::kernels::KernelResult;
 use super::measure::Times;
+use crate::device::Precision;
 use crate::machine::Machine;
 
 /// A name and the times of what it names.
@@ -43,6 +44,13 @@ pub struct Report<Case, Details> {
 /// What only the kernels' result has.
 #[derive(Clone, Debug, Serialize)]
 pub struct KernelDetails {
+    /// How maps are stored and matrices multiplied.
+    pub precision: Precision,
+    /// How matrices are multiplied, where that hangs on the precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub products: Option<String>,
+    /// Largest error relative to the reference.
+    pub tolerance: f64,
     /// What the machine can do.
     pub ceilings: Ceilings,
     /// Names of the cases that disagree with the reference.
@@ -151,6 +159,11 @@ pub fn kernels(report: &KernelReport) -> String {
         }
     }
     let mut text = format!("{}\n{table}", ceilings(&report.machine, &report.details.ceilings));
+    let KernelDetails { precision, tolerance, products, .. } = &report.details;
+    if !precision.is_full() {
+        let products = products.as_ref().map_or(String::new(), |products| format!(", products {products}"));
+        let _ = writeln!(text, "\nprecision {precision}{products}; to agree is to be off by at most {tolerance:e}");
+    }
     if report.details.failed.is_empty() {
         let _ = writeln!(text, "\nall {} agree with the f64 reference", report.cases.len());
     } else {

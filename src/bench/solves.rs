@@ -10,14 +10,14 @@ use serde::Serialize;
 
 use super::chart::{Chart, Series};
 use super::measure::{self, Effort, PowerLaw};
-use super::report::{Measured, Report, Table, changes, milliseconds};
+use super::report::{Measured, Report, Skipped, Table, changes, milliseconds};
 use crate::device::{Device, DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::graph::StoreLayout;
 use crate::machine::Machine;
 use crate::random::{Stream, normal};
 use crate::transport::{
-    Cloud, Costs, Domain, Epsilon, Memory, Options, Points, Problem, Schedule, Solution, Values, solve,
+    Cloud, Costs, Domain, Epsilon, Held, Memory, Options, Points, Problem, Schedule, Solution, Values, solve,
 };
 
 /// Iterations of a solve.
@@ -215,6 +215,8 @@ pub struct Solved {
     pub measured: Measured,
     /// What was solved.
     pub shape: Shape,
+    /// Where its costs were.
+    pub costs: Held,
     /// Iterations of each problem.
     pub iterations: usize,
     /// Elements of cost matrices that the iterations passed, in billions a second.
@@ -236,6 +238,9 @@ pub struct SolveDetails {
     /// The series, where one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grow: Option<Growth>,
+    /// What the device has no room for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
 }
 
 /// Result of the solves.
@@ -243,23 +248,27 @@ pub type SolveReport = Report<Solved, SolveDetails>;
 
 fn time(shape: Shape, way: Way, on: (DeviceSpec, usize), quick: bool) -> Result<Solved> {
     let subject = Subject::new(shape, way, on)?;
-    let mut failed = None;
+    let mut solved = Ok(None);
     let times = measure::sample(Effort::new(quick), |repeats| {
-        (0..repeats).for_each(|_| failed = failed.take().or(subject.solve().err()));
+        for _ in 0..repeats {
+            if solved.is_ok() {
+                solved = subject.solve().map(|solutions| solutions.first().map(|solution| solution.costs));
+            }
+        }
     });
-    if let Some(error) = failed {
-        return Err(error);
-    }
+    let costs = solved?.ok_or_else(|| Error::usage("a shape without problems"))?;
     let passed = (shape.problems * shape.points * shape.points * ITERATIONS) as f64;
     Ok(Solved {
         measured: Measured { name: shape.name(way), times },
         shape,
+        costs,
         iterations: ITERATIONS,
         elements_per_nanosecond: passed / (times.milliseconds * 1e6),
     })
 }
 
-/// Times shapes, or a series, in all ways that suit them; `look` is told each case before it starts.
+/// Times shapes, or a series, in all ways that suit them; `look` is told each case before it starts. What a GPU has no room
+/// for is left out.
 ///
 /// # Errors
 /// [`Error::Usage`] for fewer than two different values, and those of the solver.
@@ -281,38 +290,55 @@ pub fn run(what: What<'_>, on: (DeviceSpec, usize), quick: bool, mut look: impl 
     };
     // Held throughout: a solve opens its device, which is cheap while one is open.
     let held = Device::open(&on.0, &StoreLayout::new(), on.1, Precision::F32)?;
-    let (mut cases, mut laws) = (Vec::new(), Vec::new());
+    let (mut cases, mut laws, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
     for way in Way::ALL {
         let mut points = Vec::new();
         // It is for large problems that costs are recomputed.
-        let suits = |shape: &Shape| way != Way::Recomputed || (what.axis().is_none() && shape.problems == 1);
+        let suits = |shape: &Shape| match way {
+            Way::Log => true,
+            // A GPU iterates in the log domain whatever is asked for.
+            Way::Kernel => on.0.is_cpu(),
+            Way::Recomputed => what.axis().is_none() && shape.problems == 1,
+        };
         for &(value, shape) in shapes.iter().filter(|(_, shape)| suits(shape)) {
             look(&shape.name(way));
-            let solved = time(shape, way, on, quick)?;
-            points.push((value as f64, solved.measured.times.milliseconds));
-            cases.push(solved);
+            match time(shape, way, on, quick) {
+                Ok(solved) => {
+                    points.push((value as f64, solved.measured.times.milliseconds));
+                    cases.push(solved);
+                }
+                Err(error @ Error::Memory(_)) if !on.0.is_cpu() => {
+                    skipped.push(Skipped { name: shape.name(way), reason: error.to_string() });
+                }
+                Err(error) => return Err(error),
+            }
         }
         if !points.is_empty() {
             laws.push((way.name(), PowerLaw::fit(&points)));
         }
     }
-    let details = SolveDetails { grow: what.axis().map(|axis| Growth { axis, laws }) };
+    let details = SolveDetails { grow: what.axis().map(|axis| Growth { axis, laws }), skipped };
     Ok(Report { bench: "transport", machine: Machine::with(&held, on.1), quick, cases, changes: None, details })
 }
 
 /// The result as text.
 pub fn text(report: &SolveReport) -> String {
-    let mut table = Table::new(&["problems x points x points / dimensions / way", "median", "+-", "elements/ns"]);
+    let mut table =
+        Table::new(&["problems x points x points / dimensions / way", "costs", "median", "+-", "elements/ns"]);
     for case in &report.cases {
         let times = case.measured.times;
         table.row(vec![
             case.measured.name.clone(),
+            if case.costs == Held::Stored { "stored" } else { "recomputed" }.into(),
             milliseconds(times.milliseconds),
             format!("{:.1} %", 100.0 * times.spread()),
             format!("{:.2}", case.elements_per_nanosecond),
         ]);
     }
     let mut out = format!("{}\n{table}{ITERATIONS} iterations, with costs and certificates\n", report.machine.line());
+    for Skipped { name, reason } in &report.details.skipped {
+        out += &format!("{name}: not on this device: {reason}\n");
+    }
     for (grow, (domain, law)) in report.details.grow.iter().flat_map(|g| g.laws.iter().map(move |law| (g, law))) {
         if let Some(law) = law {
             out += &format!("{domain}: time ~ {}^{:.3} (r2 {:.4})\n", grow.axis.name(), law.exponent, law.r_squared);
@@ -373,6 +399,8 @@ mod tests {
         let report = run(What::Shapes(&[shape]), (DeviceSpec::Cpu, 1), true, |_| ()).unwrap();
         let names: Vec<_> = report.cases.iter().map(|c| &c.measured.name[..]).collect();
         assert_eq!(names, ["1x6x6/d2/log", "1x6x6/d2/kernel", "1x6x6/d2/recomputed"]);
+        let costs: Vec<_> = report.cases.iter().map(|c| c.costs).collect();
+        assert_eq!(costs, [Held::Stored, Held::Stored, Held::Recomputed]);
     }
 
     #[test]

@@ -5,8 +5,10 @@ use super::{DeviceSpec, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Program, StoreLayout};
 
-/// Most elements of a page of a CUDA device: 8 GiB. Offsets are 32-bit numbers, with room for what kernels add to them.
-pub const CUDA_PAGE: usize = 1 << 31;
+/// Most elements of a page of a CUDA device: 12 GiB, which holds the costs of 50,000 points on either side. Offsets are
+/// unsigned 32-bit numbers in records and kernels; the quarter of their range that is left over is for what kernels add to
+/// them before they find that it lies beyond a tensor. Addresses and bytes are 64-bit numbers everywhere.
+pub const CUDA_PAGE: usize = 3 << 30;
 /// The same of any WebGPU device: the 128 MiB that each can bind at once. Many bind more.
 pub const WGPU_PAGE: usize = (128 << 20) / 4;
 
@@ -46,7 +48,7 @@ pub fn memory((spec, precision): On, programs: &[&Program], layout: &StoreLayout
 }
 
 fn paged(page: usize, precision: Precision, programs: &[&Program], layout: &StoreLayout) -> Result<Memory> {
-    let store = Store::new(layout, page)?.with(precision);
+    let store = Store::in_precision(layout, page, precision)?;
     let mut arena = 0;
     for program in programs {
         arena = arena.max(Placed::new(program, &store)?.arena());
@@ -62,7 +64,7 @@ fn paged(page: usize, precision: Precision, programs: &[&Program], layout: &Stor
 /// As [`memory`].
 pub fn launches((spec, precision): On, program: &Program, layout: &StoreLayout) -> Result<usize> {
     let Some(page) = page(spec) else { return Ok(program.cost().launches) };
-    let store = Store::new(layout, page)?.with(precision);
+    let store = Store::in_precision(layout, page, precision)?;
     Ok(Placed::new(program, &store)?.launches(program, &store).len())
 }
 

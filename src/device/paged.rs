@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::pages::{HALVES_PAGE, Placed, Store};
+use super::pages::{Placed, Store};
 use super::{Executable, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Program, Shape, State, StoreLayout, Tensor};
@@ -181,6 +181,11 @@ pub trait Gpu {
     fn room(&self) -> Option<usize>;
 }
 
+/// As [`Gpu::room`], of so many free bytes and pages of so many elements.
+pub fn room(free: usize, page: usize) -> usize {
+    (free / 4 / 3 * 2).min(page)
+}
+
 /// Store, arena and programs on a GPU.
 pub struct Paged<B: Backend> {
     backend: B,
@@ -203,9 +208,8 @@ impl<B: Backend> Paged<B> {
     /// # Errors
     /// [`crate::Error::Memory`] if the store does not fit.
     pub fn new(mut backend: B, layout: &StoreLayout, precision: Precision) -> Result<Self> {
-        let page = if precision.has_halves() { backend.page().min(HALVES_PAGE) } else { backend.page() };
         backend.set_precision(precision);
-        let store = Store::new(layout, page)?.with(precision);
+        let store = Store::in_precision(layout, backend.page(), precision)?;
         backend.allocate(&store.pages)?;
         Ok(Self { backend, store, arena: 0, prepared: Vec::new() })
     }
@@ -373,6 +377,6 @@ impl<B: Backend> Gpu for Paged<B> {
     }
 
     fn room(&self) -> Option<usize> {
-        self.backend.free().map(|bytes| (bytes / 4 / 3 * 2).min(self.backend.page()))
+        self.backend.free().map(|bytes| room(bytes, self.backend.page()))
     }
 }

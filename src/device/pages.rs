@@ -10,8 +10,8 @@ use crate::graph::{Graph, Node, Program, Root, Shape, State, StoreLayout, Tensor
 use crate::ops::launch::merge::{Lowered, merge};
 use crate::ops::launch::{Launch, Place, Places};
 
-/// Most elements of a page in which tensors are stored in halves: kernels count those by 32 bits too.
-pub(super) const HALVES_PAGE: usize = 1 << 31;
+/// Most elements of a page in which tensors may be stored in halves: kernels count those by 32 bits too.
+pub const HALVES_PAGE: usize = 1 << 31;
 
 /// Elements to which states are rounded: 256 bytes, the strictest alignment of bindings and copies.
 const GRAIN: usize = 64;
@@ -60,9 +60,13 @@ impl Store {
         Ok(Self { at, pages, page, precision: Precision::F32 })
     }
 
-    /// The same store beside programs that store feature maps in another precision.
-    pub fn with(self, precision: Precision) -> Self {
-        Self { precision, ..self }
+    /// The same beside programs that store feature maps in this precision: halves may need smaller pages.
+    ///
+    /// # Errors
+    /// As [`Store::new`].
+    pub fn in_precision(layout: &StoreLayout, page: usize, precision: Precision) -> Result<Self> {
+        let page = if precision.has_halves() { page.min(HALVES_PAGE) } else { page };
+        Ok(Self { precision, ..Self::new(layout, page)? })
     }
 
     /// Page and first element of a state.
@@ -195,6 +199,7 @@ impl Placed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::needs::CUDA_PAGE;
     use super::*;
     use crate::config::SearchConfig;
     use crate::data::{Geometry, Normalisation};
@@ -210,7 +215,7 @@ mod tests {
         let size = Geometry { height: 32, width: 32, channels: 3 };
         let norm = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
         let setup = Setup::new(&config, &[(10, norm)], size, batch)?;
-        let store = Store::new(&setup.layout, page)?.with(precision);
+        let store = Store::in_precision(&setup.layout, page, precision)?;
         let mut counts = [0; 3];
         for program in [&setup.tasks[0].architecture, &setup.tasks[0].weight] {
             let placed = Placed::new(program, &store)?;
@@ -225,7 +230,7 @@ mod tests {
     #[test]
     fn a_whole_step_takes_few_launches() {
         // The second is what WebGPU promises of every device: 128 MiB.
-        for page in [1 << 31, 1 << 25] {
+        for page in [CUDA_PAGE, 1 << 25] {
             let [apart, merged, arena] = launches((16, 8, 64), page, Precision::F32).unwrap();
             let mib = (arena * 4) >> 20;
             let what = format!("pages of {page}: {apart} launches, {merged} merged, {mib} MiB");
@@ -236,7 +241,7 @@ mod tests {
     #[test]
     fn halves_shrink_the_arena() {
         for size in [(16, 8, 64), (36, 8, 64)] {
-            let [whole, halves] = [Precision::F32, Precision::F16].map(|p| launches(size, 1 << 31, p).unwrap());
+            let [whole, halves] = [Precision::F32, Precision::F16].map(|p| launches(size, CUDA_PAGE, p).unwrap());
             let shown = |[_, merged, arena]: [usize; 3]| format!("{} MiB, {merged} launches", (arena * 4) >> 20);
             let what = format!("{size:?}: {}; in halves {}", shown(whole), shown(halves));
             println!("{what}");

@@ -93,9 +93,11 @@ impl Precision {
         let graph = program.graph();
         let mut halves = in_quads(program);
         halves.retain(|&base| graph.info(base).root == Root::Arena);
-        program.results.iter().for_each(|&result| {
-            halves.remove(&graph.base(result));
-        });
+        if !program.halved_results {
+            program.results.iter().for_each(|&result| {
+                halves.remove(&graph.base(result));
+            });
+        }
         halves
     }
 }

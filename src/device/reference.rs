@@ -1,5 +1,6 @@
 //! The reference device: runs any program op by op with the plain implementations, in f32 or f64.
 
+use super::Precision;
 use super::view::{Io, View};
 use crate::graph::{Info, Program, Root, Shape, State, StoreLayout, Tensor};
 use crate::ops::Real;
@@ -48,6 +49,20 @@ impl<T: Real> Reference<T> {
     /// Runs a program once. The arena is filled with NaN first, so that a read of what nothing wrote shows.
     pub fn run(&mut self, program: &Program) {
         self.run_until(program, |_, _, _| true);
+    }
+
+    /// Runs a program and rounds every map that a device of this precision stores in halves, once it is written.
+    pub fn run_in(&mut self, program: &Program, precision: Precision) {
+        let halves = precision.halves(program);
+        let round = |v: T| T::of(precision.decode(precision.encode(v.wide() as f32)).into());
+        self.run_until(program, |reference, op, program| {
+            for output in &program.nodes()[op].outputs {
+                if halves.contains(&program.graph().base(output.tensor)) {
+                    reference.replace(program, output.tensor, round);
+                }
+            }
+            true
+        });
     }
 
     /// Runs a program, calling `look(device, op index, program)` after each op until it answers false.

@@ -17,6 +17,8 @@ pub struct Program {
     pub(crate) graph: Graph,
     /// Tensors that stay readable after a replay.
     pub(crate) results: Vec<Tensor>,
+    /// Whether a device that stores maps in halves may store results so, too; else they are whole.
+    pub(crate) halved_results: bool,
     /// Placement of the arena tensors in one piece, with the scratch of the CPU's kernels.
     pub plan: Plan,
 }
@@ -53,7 +55,7 @@ impl Program {
         };
         let rules = Rules { page: usize::MAX, linger: 0, keep: 0 };
         let plan = Plan::new(&graph, results, rules, |base| graph.shape(base).len(), scratch);
-        Self { name: name.into(), graph, results: results.to_vec(), plan }
+        Self { name: name.into(), graph, results: results.to_vec(), halved_results: false, plan }
     }
 
     /// The ops, in order of execution.

@@ -3,6 +3,8 @@
 //! The problems of a batch run side by side; each stops by itself. Large batches are cut into pieces that fit into a
 //! memory budget, which changes no result: a problem gives the same bits alone and in any batch.
 
+#[cfg(test)]
+mod large;
 mod piece;
 
 use std::ops::Range;
@@ -108,7 +110,7 @@ pub struct Options {
     pub threads: usize,
     /// Elements of costs that are in memory at a time; those of a larger problem are computed from its points while they
     /// are used, and a larger matrix that was given comes alone. On CUDA a problem alone may have more: what one page holds
-    /// (8 GiB) and what two thirds of the free memory hold.
+    /// (12 GiB) and what two thirds of the free memory hold.
     pub budget: usize,
     /// Whether costs are stored.
     pub memory: Memory,

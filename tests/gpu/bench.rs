@@ -136,6 +136,14 @@ mod wgpu {
             }
         }
         assert!(report.get("skipped").is_none(), "every op has kernels: {report}");
+        let halved =
+            ["bench", "kernels", "--quick", "--device", "wgpu", "--filter", "mixture/c8/7x7", "--precision", "f16"];
+        let halves = json(&halved);
+        assert!(halves["failed"].as_array().unwrap().is_empty() && halves["tolerance"] == 1e-3, "{halves}");
+        let own = |name: &Value| name.as_str().unwrap().ends_with("/f16");
+        assert!(halves["precision"] == "f16" && halves["cases"].as_array().unwrap().iter().all(|c| own(&c["name"])));
+        let bf16 = ["bench", "kernels", "--device", "wgpu", "--precision", "bf16"];
+        refused(&bf16, 2, &["precision bf16", "wgpu has f32, f16"]);
         assert!(std::fs::read_to_string(&picture).unwrap().contains("GB/s"));
         // Another device, no comparison; and a kernel that is not good enough is not timed.
         std::fs::write(&file, report.to_string()).unwrap();
@@ -150,7 +158,7 @@ mod wgpu {
         if there() {
             let few = ["--grow", "problems", "--values", "1,2", "--quick"];
             let report = json(&[&["bench", "transport", "--device", "wgpu"], &few[..]].concat());
-            assert_eq!(report["cases"].as_array().unwrap().len(), 4);
+            assert_eq!(report["cases"].as_array().unwrap().len(), 2, "in the log domain: there is no other on a GPU");
             assert!(report["machine"]["device"].is_string());
         }
     }
@@ -192,11 +200,53 @@ fn stages_of_a_gpu_run_write_json() {
         tf32["products"].as_str().unwrap().starts_with("in tf32") && result("step-b2-second-bf16.json").is_object()
     );
     assert!(number(&result("step-b2-second.json")["launches"]) > number(&result("step-b2-first.json")["launches"]));
-    run(&["kernels"], &[("QUICK", "1"), ("FILTER", "softmax/")], 0);
-    assert!(result("kernels.json")["cases"].as_array().unwrap().iter().all(|c| c["passed"] == true));
+    let few = [("QUICK", "1"), ("FILTER", "dense/c256/1x1,mixture/c8/7x7")];
+    run(&["kernels"], &few, 0);
+    // In tf32 factors of products have eleven bits, and in bf16 maps have eight.
+    for (precision, name, dense) in [
+        ("f32", "kernels.json", 0.0..5e-5),
+        ("tf32", "kernels-tf32.json", 5e-5..1e-3),
+        ("bf16", "kernels-bf16.json", 5e-5..4e-3),
+    ] {
+        let report = result(name);
+        let tf32 = report.get("products").is_some_and(|p| p.as_str().unwrap().starts_with("in tf32"));
+        assert!(report["precision"] == precision && tf32 == (precision != "f32"), "{report}");
+        let cases = report["cases"].as_array().unwrap();
+        assert!(cases.len() > 1 && cases.iter().all(|c| c["passed"] == true), "{report}");
+        let of = |op: &str| number(&cases.iter().find(|c| c["op"] == op).unwrap()["parity_error"]);
+        assert!(dense.contains(&of("dense")) && dense.end > number(&report["tolerance"]) / 5.0, "{report}");
+        assert!(of("mixture") < 1e-4, "the reference rounds what the device rounds: {report}");
+    }
+    let sinkhorn = [("QUICK", "1"), ("USUAL", ""), ("SHAPES", "1x130x2")];
+    run(&["sinkhorn"], &sinkhorn, 0);
+    let costs = |report: &Value| -> Vec<String> {
+        report["cases"].as_array().unwrap().iter().map(|c| format!("{} {}", c["name"], c["costs"])).collect()
+    };
+    let names = ["log\" \"stored", "recomputed\" \"recomputed"].map(|way| format!("\"1x130x130/d2/{way}\""));
+    assert_eq!(costs(&result("sinkhorn-1x130x2.json")), names);
+    // Where a matrix finds no room it is left out, and the rest is measured.
+    run(&["sinkhorn"], &[&sinkhorn[..], &[("FAKE_CUDA_MEMORY", "70000")]].concat(), 0);
+    let report = result("sinkhorn-1x130x2.json");
+    assert_eq!(costs(&report), names[1..]);
+    assert!(report["skipped"][0]["name"] == "1x130x130/d2/log", "{report}");
     let small = ["search", "builtin:fashion", "--size", "8x8", "--train-images", "32", "--no-capture"];
     run(&small, &[("EPOCHS", "1"), ("CHANNELS", "2"), ("LAYERS", "1"), ("BATCH", "8")], 0);
     assert!(result("search.json")["genotype"].is_object() && out.join("search-metrics.jsonl").exists());
+    // A search of as many epochs as fit, after one that was timed; then kernels in each precision.
+    let settings = [("EPOCHS", "2"), ("CHANNELS", "2"), ("LAYERS", "1"), ("BATCH", "8"), ("FILTER", "softmax/n112")];
+    run(&[&["second"], &small[1..]].concat(), &[&settings[..], &[("QUICK", "1")]].concat(), 0);
+    assert_eq!((&result("search-epoch.json")["epochs"], &result("search.json")["epochs"]), (&1.into(), &2.into()));
+    let read = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(out.join(name)).unwrap()).unwrap() };
+    assert!(read("search.json")["note"].as_str().unwrap().starts_with("2 of 2 epochs"));
+    let summary = read("summary.json");
+    assert_eq!([&summary["search"]["status"], &summary["kernels-tf32"]["status"]], [0, 0], "{summary}");
+    // Without any time nothing is started, and everything is named.
+    run(&["first"], &[("BATCHES", "2"), ("SECONDS_AT_MOST", "1")], 1);
+    let summary = read("summary.json");
+    for name in ["parity", "step-b2-first", "step-b2-second-bf16", "sinkhorn", "sinkhorn-1x50000x64"] {
+        assert_eq!(summary[name]["status"], 124, "{name}: {summary}");
+    }
+    assert!(read("parity.json")["result"].to_string().contains("no time was left"));
     // A stage that fails says so, and its JSON has the words.
     run(&["search", "builtin:nothing"], &[], 1);
     assert!(result("search.json").to_string().contains("builtin:nothing"));

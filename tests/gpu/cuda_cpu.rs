@@ -45,6 +45,8 @@ pub(super) struct CudaCpu {
     order: u32,
     /// Whether matrices are multiplied on tensor cores, or what stands for them.
     pub(super) tensor: bool,
+    /// Elements of each page before its memory begins.
+    pub(super) origin: usize,
 }
 
 /// How a library is compiled.
@@ -111,7 +113,7 @@ impl CudaCpu {
             let threads: Vec<_> = variants.iter().map(|v| scope.spawn(|| load(v))).collect();
             threads.into_iter().map(|t| t.join().expect("compiles")).collect()
         });
-        Self { libraries, order: 0, tensor: false }
+        Self { libraries, order: 0, tensor: false, origin: 0 }
     }
 
     fn launch(&self, launch: &Launch, pages: &mut [Page]) -> Result<(), String> {
@@ -120,7 +122,8 @@ impl CudaCpu {
         // SAFETY: CUDA_CPU_EXPORT gives every entry point this signature.
         let run: libloading::Symbol<'_, unsafe extern "C" fn(*const Call) -> bool> =
             unsafe { library.get(name.as_bytes()) }.map_err(|error| error.to_string())?;
-        let bound: Vec<*mut f32> = launch.pages.iter().map(|&p| pages[p as usize].values_mut().as_mut_ptr()).collect();
+        let mut start = |&page: &u32| pages[page as usize].values_mut().as_mut_ptr().wrapping_sub(self.origin);
+        let bound: Vec<*mut f32> = launch.pages.iter().map(&mut start).collect();
         // Tables hold 8-byte pairs.
         let mut table = vec![0u64; launch.table.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut table)[..launch.table.len()].copy_from_slice(&launch.table);

@@ -49,9 +49,14 @@ pub struct Page(Vec<u128>);
 impl Page {
     /// So many elements of NaN.
     pub fn new(elements: usize) -> Self {
-        let mut page = Self(vec![0; elements.div_ceil(4)]);
+        let mut page = Self::sparse(elements);
         page.values_mut().fill(f32::NAN);
         page
+    }
+
+    /// So many zeros, of which only what is touched takes memory.
+    pub fn sparse(elements: usize) -> Self {
+        Self(vec![0; elements.div_ceil(4)])
     }
 
     pub fn values(&self) -> &[f32] {
@@ -95,6 +100,8 @@ pub struct Placed<'a> {
     /// Page, first element and elements of each piece of scratch, in the order in which ops ask for them.
     scratch: Vec<(usize, usize, usize)>,
     sizes: Vec<usize>,
+    /// Elements of each page before its memory begins.
+    origin: usize,
 }
 
 impl<'a> Placed<'a> {
@@ -160,7 +167,14 @@ impl<'a> Placed<'a> {
             (page, offset, elements)
         };
         let scratch = pieces.into_iter().map(&mut piece).collect();
-        Self { case, program, precision, halves, values, expected, at, scratch, sizes }
+        Self { case, program, precision, halves, values, expected, at, scratch, sizes, origin: 0 }
+    }
+
+    /// The same at the end of pages of so many elements, of which only the end is there: what is added to the offsets.
+    pub fn at_the_end_of(&mut self, page: usize) -> usize {
+        let size = self.sizes.iter().max().expect("there is a page");
+        self.origin = (page - size) / 64 * 64;
+        self.origin
     }
 
     /// Whether anything is stored in halves.
@@ -178,7 +192,7 @@ impl<'a> Placed<'a> {
         let Root::State(state) = info.root else { panic!("the tensors of a case are states") };
         let (page, start) = self.at[state.id as usize];
         let half = self.halves[state.id as usize];
-        let offset = (start * if half { 2 } else { 1 } + info.offset) as u32;
+        let offset = u32::try_from((self.origin + start) * if half { 2 } else { 1 } + info.offset).expect("32 bits");
         Place { page: page as u32, offset, row_stride: info.row_stride as u32, shape: info.shape, half }
     }
 
@@ -190,7 +204,7 @@ impl<'a> Placed<'a> {
             let accumulate: Vec<_> = node.outputs.iter().map(|o| o.accumulate).collect();
             let piece = |&(page, offset, elements): &(usize, usize, usize)| Place {
                 page: page as u32,
-                offset: offset as u32,
+                offset: (self.origin + offset) as u32,
                 row_stride: elements as u32,
                 shape: Shape::vector(elements),
                 half: false,

@@ -67,16 +67,7 @@ impl Step {
             slots.zip(values).for_each(|(to, &from)| *to = f64::from(from));
         }
         for program in &self.programs {
-            let halves = precision.halves(program);
-            reference.run_until(program, |reference, op, program| {
-                for output in &program.nodes()[op].outputs {
-                    if halves.contains(&program.graph().info(output.tensor).base) {
-                        let round = |v: f64| f64::from(precision.decode(precision.encode(v as f32)));
-                        reference.replace(program, output.tensor, round);
-                    }
-                }
-                true
-            });
+            reference.run_in(program, precision);
         }
         reference
     }
@@ -84,7 +75,7 @@ impl Step {
     /// The smallest page on which both programs find place, so that there are many.
     fn small_page(&self, precision: Precision) -> usize {
         let fits = |page: &usize| {
-            let store = Store::new(&self.layout, *page).map(|store| store.with(precision));
+            let store = Store::in_precision(&self.layout, *page, precision);
             store.is_ok_and(|store| self.programs.iter().all(|p| Placed::new(p, &store).is_ok()))
         };
         (10..30).map(|bits| 1 << bits).find(fits).expect("a small step fits into 4 GiB")
@@ -172,7 +163,7 @@ fn merged_programs_compute_what_they_do_apart() {
         for precision in [Precision::F32, Precision::Bf16] {
             let check = Check::new(&step, precision);
             for page in [1 << 24, step.small_page(precision)] {
-                let store = Store::new(&step.layout, page).unwrap().with(precision);
+                let store = Store::in_precision(&step.layout, page, precision).unwrap();
                 let (apart, _) = step.run(&mut machine, &store, false);
                 let (merged, states) = step.run(&mut machine, &store, true);
                 let what = format!("{channels} channels, pages of {page}");

@@ -22,6 +22,8 @@ mod folded_cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod halves;
 mod harness;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod large;
 mod loss_cases;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod merged;
