@@ -442,20 +442,65 @@ fn replays_are_one_call_and_allocate_nothing() {
     scenario("replays", "driver", &[]);
 }
 
-/// Values larger than a piece, and together larger than the ring, while the stream lags behind.
+/// Values larger than a piece, and together larger than the rings, while streams lag behind.
 fn staging() {
-    let elements = (5 << 20) / 4 + 13;
-    let mut adder = Adder::new(elements, false).unwrap();
-    for value in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0] {
-        adder.step(value).unwrap();
+    let eager = std::env::var("FAKE_CUDA_EAGER").unwrap_or_default();
+    let refused = std::env::var_os("FAKE_CUDA_MEMORY").is_some();
+    for capture in [false, true] {
+        let elements = (5 << 20) / 4 + 13;
+        let mut adder = Adder::new(elements, capture).unwrap();
+        let (bytes, copies) = (adder.device.bytes(), count("copies on the device"));
+        for value in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0] {
+            let values: Vec<f32> = (0..elements).map(|i| value * (1 + i % 5) as f32).collect();
+            adder.device.write(adder.term, &values).unwrap();
+            adder.device.run(&adder.exe).unwrap();
+            if value == 1.0 && eager == "1" {
+                let waiting = ["waiting 0", "waiting 1"].map(count);
+                assert!(waiting[0] > 0 && waiting[1] == 0, "values are there before the replay begins: {waiting:?}");
+            }
+        }
+        assert!(count("waiting") > 0, "the host does not wait for the stream");
+        let sums = adder.device.read(adder.sum).unwrap();
+        assert!(sums.iter().enumerate().all(|(i, &sum)| sum == (127 * (1 + i % 5)) as f32));
+        let through = (adder.device.bytes() - bytes, count("copies on the device") - copies);
+        assert_eq!(through, if refused { (0, 0) } else { (16 << 20, 14) }, "by way of the device's memory or not");
     }
-    assert!(count("waiting") > 0, "the host does not wait for the stream");
-    assert!(adder.device.read(adder.sum).unwrap().iter().all(|&sum| sum == 127.0));
+    small_and_large();
+    assert!(live().iter().all(|&objects| objects == 0), "{:?}", live());
+}
+
+/// Writes to overlapping stretches of a page, the large ones by way of the device's memory.
+fn small_and_large() {
+    const ELEMENTS: usize = 1 << 20;
+    let copies = count("copies on the device");
+    let mut device = Cuda::open(0, true).unwrap();
+    device.allocate(&[ELEMENTS]).unwrap();
+    let mut large = 0;
+    let (mut stands, mut found) = (vec![0.0; ELEMENTS], vec![f32::NAN; ELEMENTS]);
+    let lengths = [3, 1 << 19, 16_383, 16_384, 200_000, 16_385, 1, ELEMENTS];
+    for number in 0..100 {
+        let length = lengths[number % 7 * (number + 3) % 8];
+        let first = number * 77_777 % (ELEMENTS - length + 1);
+        let values = vec![number as f32; length];
+        device.write(0, first, &values).unwrap();
+        large += i64::from(length >= 16_384);
+        stands[first..first + length].copy_from_slice(&values);
+        if number % 40 == 39 {
+            device.read(0, 0, &mut found).unwrap();
+            assert!(found == stands, "after write {number}");
+        }
+    }
+    device.read(0, 0, &mut found).unwrap();
+    assert!(found == stands, "after the last write");
+    assert_eq!(count("copies on the device") - copies, large);
 }
 
 #[test]
 fn staged_values_arrive_in_order_however_large() {
-    scenario("staging", "driver", &[]);
+    // Each stream far behind the other, both as late as possible, and no memory for a second ring.
+    for variable in [("FAKE_CUDA_EAGER", "0"), ("FAKE_CUDA_EAGER", "1"), ("_", ""), ("FAKE_CUDA_MEMORY", "25165824")] {
+        scenario("staging", "driver", &[variable]);
+    }
 }
 
 // ------------------------------------------------------------------------------------------------ the list of cases

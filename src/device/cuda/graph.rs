@@ -17,7 +17,8 @@ const ALIGNMENT: usize = 256;
 const HEAD_START: usize = 16 << 20;
 /// Bytes of such copies for each launch: some 8 microseconds on PCI Express 4, more than it takes to launch.
 const HEAD_START_PER_LAUNCH: usize = 200_000;
-/// `CU_STREAM_CAPTURE_MODE_RELAXED`: this thread calls nothing but launches meanwhile, and others are none of its business.
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: this thread calls nothing but launches meanwhile, and what other threads call or other
+/// streams still do is none of its business.
 const RELAXED: c_uint = 2;
 
 /// One launch with its arguments.
@@ -135,9 +136,9 @@ impl Recording {
         let events: Outcome<Vec<Event>> = (0..=self.bound.len()).map(|_| Event::new(context, true)).collect();
         let events = events.map_err(failed)?;
         let _memory = self.head_start(context).map_err(failed)?;
-        launch_all(context, &self.what, &self.bound, |index| events[index].record())?;
+        launch_all(context, &self.what, &self.bound, |index| events[index].record(context.stream))?;
         let measure = || {
-            events[self.bound.len()].record()?;
+            events[self.bound.len()].record(context.stream)?;
             context.synchronise()?;
             events.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect::<Outcome<Vec<f64>>>()
         };

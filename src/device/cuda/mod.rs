@@ -1,7 +1,8 @@
 //! NVIDIA GPUs. The driver and NVRTC are opened at run time, so that a binary with this device starts on any machine.
 //!
-//! One stream of our own runs everything in order. A program is captured once as a CUDA graph of its launches; a replay is
-//! one call. Values are staged through pinned memory, so that the host goes on while the device computes.
+//! One stream of our own runs all that touches pages, in order; another brings large values to the device meanwhile. A program
+//! is captured once as a CUDA graph of its launches; a replay is one call. Values are staged through pinned memory, so that the
+//! host goes on while the device computes.
 
 mod cache;
 mod context;
@@ -10,6 +11,7 @@ mod graph;
 mod kernels;
 mod nvrtc;
 mod staging;
+mod watches;
 
 use std::rc::Rc;
 
@@ -17,7 +19,8 @@ use self::cache::Cache;
 use self::context::{Buffer, Context};
 use self::driver::{Driver, Fault, OUT_OF_MEMORY, Outcome, version_text};
 use self::kernels::Kernels;
-use self::staging::{Staging, Watches};
+use self::staging::Staging;
+use self::watches::Watches;
 use super::Precision;
 use super::needs::CUDA_PAGE;
 use super::paged::Backend;
@@ -50,7 +53,7 @@ impl Cuda {
         let context = Context::open(Driver::open()?, index)?;
         let nvrtc = Nvrtc::find(context.driver.version / 1000)?;
         let kernels = Kernels::new(&context, nvrtc, Cache::new(crate::files::cache_folder().as_deref()));
-        let (staging, watches) = (Staging::default(), Watches::default());
+        let (staging, watches) = (Staging::new(), Watches::default());
         let (pages, precision, last) = (Vec::new(), Precision::F32, String::new());
         Ok(Self { context, pages, kernels, staging, watches, capture, precision, last })
     }
