@@ -89,7 +89,7 @@ __device__ inline float4 depthwise(const SeparableJob& j, const Pages& pages, un
 #pragma unroll 1
         for (unsigned ix = left; ix != left + reach; ix += j.dilation) {
             if (iy < j.x_h && ix < j.x_w) {
-#if TENSOR
+#if TENSOR || __CUDA_ARCH__ >= 900
                 float4 v = load4(x + (iy * j.x_w + ix) * j.x_stride, valid);
                 settle(v);
                 const float4 r = relu(n, v);
@@ -146,6 +146,7 @@ __device__ inline unsigned slot_of(const Lane& lane, unsigned lanes, unsigned gr
 // A block computes quads `lanes` wide of a chunk of pixels, tile by tile.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableJob* table) {
+    after_others();
     // The depthwise result, a quad of channels after the other; and as many rows of the pointwise weights.
 #if TENSOR
     __shared__ float4 tile[2 * STEP * TILE_LEFT / 4];

@@ -153,6 +153,7 @@ __device__ inline unsigned step_of(const SeparableGradient& j) {
 // dd = dy pointwise^T, for `lanes` quads of a chunk of pixels, tile by tile. Keeps dy if it is to be read again.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_backward_product(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
+    after_others();
     // dy, a quad of channels after the other; and as many columns of the pointwise weights.
 #if TENSOR
     __shared__ float4 tile[8 * TILE_LEFT / 4];
@@ -472,6 +473,7 @@ __device__ inline void input_gradient(const SeparableGradient* jobs, const Pages
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_backward_gradients(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
+    after_others();
 #if TENSOR
     __shared__ float4 left[320];
     __shared__ float4 right[320];

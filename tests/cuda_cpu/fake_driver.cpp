@@ -6,7 +6,7 @@
 // runs alone, but for what it waits for itself; the stream that FAKE_CUDA_EAGER numbers, counting from 0, runs whatever it can
 // at once. So each stream may be far behind the others or far ahead of them, and a wait that is missing between two of them
 // gives wrong values under one of the orders. Fresh memory is filled with NaN bits, addresses are checked against what is
-// allocated, and calls that a capture forbids are refused.
+// allocated, and calls that a capture forbids are refused; so is a launch that would overlap with anything but a launch.
 //
 // Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_VERSION (13000), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY in bytes,
 // FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address), FAKE_CUDA_EAGER=n (none), FAKE_CUDA_REPORT=1 (how programs
@@ -77,6 +77,25 @@ struct Mark {
     double seconds;
 };
 
+// CUlaunchAttribute and CUlaunchConfig of cuda.h.
+enum { PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+
+struct LaunchAttribute {
+    unsigned id;
+    char pad[4];
+    alignas(8) int value;
+    char rest[60];
+};
+
+struct LaunchConfig {
+    unsigned grid[3], block[3], shared_bytes;
+    Stream* stream;
+    const LaunchAttribute* attributes;
+    unsigned attribute_count;
+};
+
+static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56, "as in cuda.h");
+
 struct Event {
     bool timed;
     std::shared_ptr<Mark> mark;  // none before it is recorded
@@ -91,6 +110,7 @@ struct Task {
 struct Stream {
     long number;
     std::deque<Task> queue;
+    bool launched;  // what was put into it last is a launch
 
     bool blocked() const { return queue.front().needs && !queue.front().needs->reached; }
 };
@@ -114,7 +134,8 @@ std::map<std::string, long> counts;
 struct Report {
     ~Report() {
         if (!setting("FAKE_CUDA_REPORT", 0)) return;
-        fprintf(stderr, "fake_cuda: graph launches %ld, launches %ld\n", counts["graph launches"], counts["launches"]);
+        fprintf(stderr, "fake_cuda: graph launches %ld, launches %ld, overlapping launches %ld\n", counts["graph launches"],
+                counts["launches"], counts["overlapping launches"]);
     }
 } report;
 
@@ -158,6 +179,7 @@ void drain() {
 
 void put(Stream* stream, std::function<void()> work, std::shared_ptr<Mark> needs = nullptr) {
     stream->queue.push_back({std::move(work), std::move(needs)});
+    stream->launched = false;
     hurry();
 }
 
@@ -303,7 +325,7 @@ int cuGetErrorString(int code, const char** text) {
 
 int cuStreamCreate(Stream** stream, unsigned) {
     READY;
-    *stream = new Stream{long(streams.size()), {}};
+    *stream = new Stream{long(streams.size()), {}, false};
     streams.insert(*stream);
     counts["streams"]++;
     return SUCCESS;
@@ -515,21 +537,30 @@ int cuModuleGetFunction(const Function** function, Module* module, const char* n
     return SUCCESS;
 }
 
-int cuLaunchKernel(const Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned, Stream* stream, void** arguments, void**) {
+int cuLaunchKernelEx(const LaunchConfig* config, const Function* function, void** arguments, void**) {
     READY;
-    if (!streams.count(stream) || !grid_x || !grid_y || !grid_z || block_x > 1024 || block_y != 1 || block_z != 1) {
+    const auto [x, y, z] = config->grid;
+    Stream* const stream = config->stream;
+    if (!streams.count(stream) || !x || !y || !z || config->block[0] > 1024 || config->block[1] != 1 || config->block[2] != 1) {
         return INVALID_VALUE;
     }
-    Launch launch = {function, {grid_x, grid_y, grid_z}, block_x, {}, {}, nullptr};
+    const bool records = stream == capturing;
+    for (unsigned i = 0; i < config->attribute_count; i++) {
+        const LaunchAttribute& attribute = config->attributes[i];
+        const bool can = setting("FAKE_CUDA_CAPABILITY", 90) >= 90 && setting("FAKE_CUDA_VERSION", 13000) >= 12040;
+        const bool follows = records ? !captured.empty() : stream->launched;
+        if (attribute.id != PROGRAMMATIC_STREAM_SERIALIZATION || attribute.value != 1 || !can || !follows) return INVALID_VALUE;
+        counts["overlapping launches"]++;
+    }
+    Launch launch = {function, {x, y, z}, config->block[0], {}, {}, nullptr};
     launch.params.resize((function->params_bytes + 7) / 8);
     memcpy(launch.params.data(), arguments[0], function->params_bytes);
     memcpy(launch.pages, arguments[1], sizeof launch.pages);
     memcpy(&launch.table, arguments[2], sizeof launch.table);
-    const bool records = stream == capturing;
     counts[records ? "captured launches" : "launches"]++;
     if (records) captured.push_back(launch);
     else put(stream, [launch] { run(launch); });
+    stream->launched = true;
     return SUCCESS;
 }
 

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// The oldest architecture that the kernels are made for: Turing.
 const OLDEST: (c_int, c_int) = (7, 5);
+/// The oldest architecture, and the oldest driver's CUDA, of kernels that overlap, captured or not: Hopper.
+const OVERLAP: ((c_int, c_int), c_int) = ((9, 0), 12_040);
 
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_uint; 2] = [75, 76];
@@ -113,6 +115,11 @@ impl Context {
             unsafe { made.driver.cuStreamCreate(stream, NON_BLOCKING).map_err(refused)? };
         }
         Ok(Rc::new(made))
+    }
+
+    /// Whether a kernel can be brought up while the one before it ends.
+    pub fn can_overlap(&self) -> bool {
+        self.info.capability >= OVERLAP.0 && self.driver.version >= OVERLAP.1
     }
 
     /// Makes the context the thread's current one. What runs on a device begins with it: a thread may hold several.
