@@ -66,6 +66,7 @@ __device__ inline bool in_hole(unsigned at, unsigned centre, unsigned cutout) { 
 // A block writes a chunk of the pixels of one image.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 augment_forward(const __grid_constant__ AugmentParams p, const __grid_constant__ Pages pages, const AugmentQuad* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);
@@ -111,6 +112,7 @@ augment_forward(const __grid_constant__ AugmentParams p, const __grid_constant__
 // A thread writes one factor.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 drop_mask(const __grid_constant__ DropMaskParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     const unsigned element = block * BLOCK + threadIdx.x;
     if (block >= p.blocks || element >= p.elements) return;

@@ -243,6 +243,7 @@ __device__ inline void put_sums(const CertificateParams& p, const Pages& pages, 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 certificate_rows(const __grid_constant__ CertificateParams p, const __grid_constant__ Pages pages,
                  const CertificateProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     // From shared memory the problem is read again for every tile: registers are scarce between them.
@@ -319,6 +320,7 @@ certificate_rows(const __grid_constant__ CertificateParams p, const __grid_const
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 certificate_columns(const __grid_constant__ CertificateParams p, const __grid_constant__ Pages pages,
                     const CertificateProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     __shared__ CertificateProblem q;
@@ -384,6 +386,7 @@ __device__ inline float share_of(float weight, float sum) { return sum > weight 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 certificate_merge(const __grid_constant__ CertificateParams p, const __grid_constant__ Pages pages,
                   const CertificateProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const CertificateProblem& q = table[problem_of(table, p.problems, block)];
@@ -421,6 +424,7 @@ certificate_merge(const __grid_constant__ CertificateParams p, const __grid_cons
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 certificate_totals(const __grid_constant__ CertificateParams p, const __grid_constant__ Pages pages,
                    const CertificateProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const CertificateProblem& q = table[block];
@@ -476,6 +480,7 @@ certificate_totals(const __grid_constant__ CertificateParams p, const __grid_con
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 extent_totals(const __grid_constant__ CertificateParams p, const __grid_constant__ Pages pages,
               const CertificateProblem* table) {
+    after_others();
     __shared__ float least[BLOCK];
     const unsigned block = block_index();
     if (block >= p.blocks) return;

@@ -13,6 +13,15 @@
 #define TENSOR 0
 #endif
 
+// Begins every kernel, in all of its threads. From compute capability 9.0 on, a launch may be brought up while the one before
+// it still runs (src/device/cuda/graph.rs says why that is sound): the next may come once all blocks of this one are here, and
+// none goes on before the launch before has ended and what it wrote can be seen.
+__device__ inline void after_others() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // The pages that a launch binds.
 struct Pages {
     float* page[8];

@@ -300,6 +300,7 @@ __device__ inline Moments moments_of(const float4 (&v)[4], unsigned count) {
 // y = patches * w + bias. A block computes `tiles` tiles one after another: a chunk of the moments.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 dense_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const DenseJob* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const DenseJob& j = table[job_of(table, p.jobs, block)];
@@ -371,6 +372,7 @@ dense_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Page
 // coordinates leave the same rests when divided by the stride: all of them are read by the same taps.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 dense_input(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const DenseInput* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned index = job_of(table, p.jobs, block);
@@ -465,6 +467,7 @@ dense_input(const __grid_constant__ JobsParams p, const __grid_constant__ Pages 
 // over by a small product share its rows: slices.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 dense_weight(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const DenseWeight* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const DenseWeight& j = table[job_of(table, p.jobs, block)];

@@ -67,6 +67,7 @@ __device__ inline float4 gate(float4 x, float4 v) {
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 relu_forward(const __grid_constant__ ElementaryParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const Item item = item_of(p);
     if (!item.used) return;
     const float4 x = x_at(p, pages, item.lane, item.row);
@@ -75,6 +76,7 @@ relu_forward(const __grid_constant__ ElementaryParams p, const __grid_constant__
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 relu_backward(const __grid_constant__ ElementaryParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const Item item = item_of(p);
     if (!item.used) return;
     put_y(p, pages, item.lane, item.row, gate(x_at(p, pages, item.lane, item.row), g_at(p, pages, item.lane, item.row)));
@@ -83,6 +85,7 @@ relu_backward(const __grid_constant__ ElementaryParams p, const __grid_constant_
 // dx = a g + b x + d, the rows of w being a, b and d.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 affine_gradient(const __grid_constant__ ElementaryParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const Item item = item_of(p);
     if (!item.used) return;
     const float4 a = w_at(p, pages, item.lane, 0), b = w_at(p, pages, item.lane, 1), d = w_at(p, pages, item.lane, 2);
@@ -106,6 +109,7 @@ __device__ inline Source source_of(const ElementaryParams& p, unsigned out, unsi
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 depthwise_forward(const __grid_constant__ ElementaryParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const Item item = item_of(p);
     if (!item.used) return;
     float4 sum = quad(0.0f);
@@ -124,6 +128,7 @@ __device__ inline bool reads(unsigned far, unsigned stride, unsigned extent) {
 // Gradient of x: each of its pixels gathers from the outputs that read it.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 depthwise_input(const __grid_constant__ ElementaryParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const Item item = item_of(p);
     if (!item.used) return;
     const unsigned image = item.row / p.width / p.height;
@@ -158,6 +163,7 @@ __device__ inline float4 add_rows(float4 own, const Lane& lane, unsigned lanes) 
 // Gradient of one tap's weights, summed over a chunk of rows of g.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 depthwise_weights(const __grid_constant__ ElementaryParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);
@@ -177,6 +183,7 @@ depthwise_weights(const __grid_constant__ ElementaryParams p, const __grid_const
 // Adds the chunks of one tap.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 depthwise_fold(const __grid_constant__ ElementaryParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);

@@ -60,6 +60,7 @@ __device__ inline Piece piece_of(const ElementwiseParams& p, unsigned index) {
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 fill(const __grid_constant__ ElementwiseParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
 #pragma unroll
@@ -73,6 +74,7 @@ fill(const __grid_constant__ ElementwiseParams p, const __grid_constant__ Pages 
 // out = sum_i coef_i map_i
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 linear(const __grid_constant__ ElementwiseParams p, const __grid_constant__ Pages pages, const LinearSource* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     Piece pieces[TILE];
@@ -103,6 +105,7 @@ linear(const __grid_constant__ ElementwiseParams p, const __grid_constant__ Page
 // out = sum_t a_t mask_t g_t + b_t y + d_t. A block writes ROWS times the rows that it covers at once.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 affine(const __grid_constant__ ElementwiseParams p, const __grid_constant__ Pages pages, const AffineTerm* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);

@@ -17,6 +17,7 @@ struct FoldSums {
 // A thread adds up the chunks of one element.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 fold_sums(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const FoldSums* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const FoldSums& j = table[job_of(table, p.jobs, block)];

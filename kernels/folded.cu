@@ -69,6 +69,7 @@ __device__ inline unsigned valid_of(unsigned i, unsigned inputs) { return i < in
 // to registers.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 folded_pointwise(const __grid_constant__ FoldedParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     __shared__ float4 xs[TILE * PITCH];
     __shared__ float4 ws[4 * STEP * TILE / 4];
     const unsigned block = block_index();
@@ -140,6 +141,7 @@ __device__ inline void finish_run(const FoldedParams& p, const Pages& pages, con
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 folded_depthwise(const __grid_constant__ FoldedParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);
@@ -171,6 +173,7 @@ folded_depthwise(const __grid_constant__ FoldedParams p, const __grid_constant__
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 folded_dense(const __grid_constant__ FoldedParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);

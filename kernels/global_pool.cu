@@ -38,6 +38,7 @@ __device__ inline float4 add_rows(float4 own, const Lane& lane, unsigned lanes) 
 // A block a group of channels of an image.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 global_pool(const __grid_constant__ GlobalPoolParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned image = block / p.groups;
@@ -57,6 +58,7 @@ global_pool(const __grid_constant__ GlobalPoolParams p, const __grid_constant__ 
 // A block writes ROWS times the rows that it covers at once.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 global_pool_backward(const __grid_constant__ GlobalPoolParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const Lane lane = lane_of(p.channels, p.lanes, block % p.groups);

@@ -91,6 +91,7 @@ __device__ inline void finish(const LossParams& p, const Pages& pages, const Sum
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 cross_entropy(const __grid_constant__ LossParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned lane = threadIdx.x % p.lanes;
@@ -132,6 +133,7 @@ cross_entropy(const __grid_constant__ LossParams p, const __grid_constant__ Page
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 cross_entropy_fold(const __grid_constant__ LossParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     if (block_index() >= p.blocks) return;
     Sums own = {0.0f, 0.0f, 0.0f, 0.0f};
     for (unsigned i = threadIdx.x; i < p.partials; i += BLOCK) {
@@ -147,6 +149,7 @@ cross_entropy_fold(const __grid_constant__ LossParams p, const __grid_constant__
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 cross_entropy_backward(const __grid_constant__ LossParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     float valid = 0.0f;
@@ -171,6 +174,7 @@ cross_entropy_backward(const __grid_constant__ LossParams p, const __grid_consta
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 accumulate_sums(const __grid_constant__ AccumulateParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     if (block_index() >= p.blocks || threadIdx.x > 0) return;
     const float* counts = at(pages, p.counts);
     float* sums = at(pages, p.sums);

@@ -84,6 +84,7 @@ __device__ inline float factor_of(const MixtureSource& s, const Pages& pages, un
 // node = sum_s factor * weight * h. A block writes ROWS times the rows that it covers at once.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 mixture_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned job = job_of(table, p.jobs, block);
@@ -129,6 +130,7 @@ mixture_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pa
 // One chunk of rows of one source: s1 = sum factor g, s2 = sum factor g y_hat.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 mixture_backward_partial(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const MixtureSource& s = table[job_of(table, p.jobs, block)];
@@ -165,6 +167,7 @@ mixture_backward_partial(const __grid_constant__ JobsParams p, const __grid_cons
 // gamma and beta, and each channel's share of the weight's gradient.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 mixture_backward_fold(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const MixtureSource& s = table[job_of(table, p.jobs, block)];
@@ -208,6 +211,7 @@ mixture_backward_fold(const __grid_constant__ JobsParams p, const __grid_constan
 // A block sums the shares of one weight, over its sources and their channels.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 mixture_backward_weights(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const MixtureSource* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned job = job_of(table, p.jobs, block);

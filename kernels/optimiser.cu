@@ -74,6 +74,7 @@ constexpr unsigned NORM_BLOCK = 4096;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 norm_partial(const __grid_constant__ NormParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const float* x = at(pages, p.x);
@@ -93,6 +94,7 @@ norm_partial(const __grid_constant__ NormParams p, const __grid_constant__ Pages
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 norm_fold(const __grid_constant__ NormParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     if (block_index() >= p.blocks) return;
     const float* partial = at(pages, p.partial);
     float own = 0.0f;
@@ -105,6 +107,7 @@ norm_fold(const __grid_constant__ NormParams p, const __grid_constant__ Pages pa
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sgd(const __grid_constant__ SgdParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned i = 4 * (block * BLOCK + threadIdx.x);
@@ -135,6 +138,7 @@ __device__ inline float correction(float log_beta, float t) {
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 adam(const __grid_constant__ AdamParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned i = 4 * (block * BLOCK + threadIdx.x);
@@ -157,6 +161,7 @@ adam(const __grid_constant__ AdamParams p, const __grid_constant__ Pages pages, 
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 adam_count(const __grid_constant__ AdamParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     if (block_index() >= p.blocks || threadIdx.x > 0) return;
     if (is_finite(*at(pages, p.norm))) {
         *at(pages, p.steps) += 1.0f;
@@ -168,6 +173,7 @@ adam_count(const __grid_constant__ AdamParams p, const __grid_constant__ Pages p
 // A block a stretch.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 running_update(const __grid_constant__ RunningParams p, const __grid_constant__ Pages pages, const RunningStretch* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const RunningStretch& s = table[block];

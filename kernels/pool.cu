@@ -129,6 +129,7 @@ constexpr unsigned UNROLL = WIDE && !HALVES ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 pool_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const PoolJob* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const PoolJob& j = table[job_of(table, p.jobs, block)];
@@ -269,6 +270,7 @@ __device__ inline void fold_coefficients(const PoolTerm& j, const Pages& pages, 
 // what comes to the pixel directly.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 pool_backward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const PoolTerm* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const unsigned index = job_of(table, p.jobs, block);

@@ -48,6 +48,7 @@ __device__ inline float step_of(float radius, float norm) { return norm == 0.0f 
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 unroll(const __grid_constant__ UnrollParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     const unsigned i = 4 * (block * BLOCK + threadIdx.x);
     if (block >= p.blocks || i >= p.len) return;
@@ -61,6 +62,7 @@ unroll(const __grid_constant__ UnrollParams p, const __grid_constant__ Pages pag
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 perturb(const __grid_constant__ PerturbParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     const unsigned i = 4 * (block * BLOCK + threadIdx.x);
     if (block >= p.blocks || i >= p.len) return;
@@ -73,6 +75,7 @@ perturb(const __grid_constant__ PerturbParams p, const __grid_constant__ Pages p
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 hessian_term(const __grid_constant__ HessianParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     const unsigned i = 4 * (block * BLOCK + threadIdx.x);
     if (block >= p.blocks || i >= p.len) return;

@@ -105,6 +105,7 @@ __device__ inline void load_matrix(const SeparableJob& j, const Pages& pages, fl
 // shared memory once if all its channels fit. A chunk is one region, unless the job has one branch.
 extern "C" __global__ void __launch_bounds__(BLOCK, 3)
 separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableJob* table) {
+    after_others();
     __shared__ float4 region[REGION / 4];
     __shared__ float4 tile[TILE / 4];
     __shared__ float4 matrix[matrix_of(COLUMNS) / 4];

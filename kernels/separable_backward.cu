@@ -87,6 +87,7 @@ __device__ inline float4 term(const SeparableGradient& j, const Pages& pages, un
 // stand in order here.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 separable_backward_product(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
+    after_others();
     // dy, a few channels at a time; and as many columns of the pointwise weights.
     __shared__ float4 tile[TILE / 4];
     __shared__ float4 matrix[matrix_of(BLOCK / CHANNELS) / 4];
@@ -567,6 +568,7 @@ __device__ inline void input_gradient(const SeparableGradient* jobs, const Pages
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 3)
 separable_backward_gradients(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableGradient* table) {
+    after_others();
     __shared__ float4 memory[MEMORY / 4];
     float* shared = reinterpret_cast<float*>(memory);
     const unsigned block = block_index();

@@ -18,6 +18,7 @@ struct SoftmaxParams {
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 softmax(const __grid_constant__ SoftmaxParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     const unsigned row = block * BLOCK + threadIdx.x;
     if (block >= p.blocks || row >= p.rows) return;
@@ -35,6 +36,7 @@ softmax(const __grid_constant__ SoftmaxParams p, const __grid_constant__ Pages p
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 softmax_backward(const __grid_constant__ SoftmaxParams p, const __grid_constant__ Pages pages, const NoTable*) {
+    after_others();
     const unsigned block = block_index();
     const unsigned row = block * BLOCK + threadIdx.x;
     if (block >= p.blocks || row >= p.rows) return;

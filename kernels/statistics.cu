@@ -19,6 +19,7 @@ constexpr unsigned TILE = 4;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 statistics_partial(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const StatisticsJob* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const StatisticsJob& j = table[job_of(table, p.jobs, block)];

@@ -147,6 +147,7 @@ __device__ inline float label_cost(const TransportParams& p, const Pages& pages,
 // C[i, j] = point_scale |x_i - y_j|^2 + label_scale W[l(x_i), l(y_j)], a block a tile.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 pair_cost(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const TransportProblem& q = table[problem_of(table, p.problems, block)];
@@ -323,6 +324,7 @@ __device__ inline unsigned power_of_two(unsigned v) {
 // and g_t.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_small(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    after_others();
     __shared__ float shifts[BLOCK];
     __shared__ float softs[BLOCK];
     const unsigned block = block_index();
@@ -416,6 +418,7 @@ __device__ inline void take_right(const TransportParams& p, const Pages& pages, 
 // Soft c-transforms of SIDE left points, and their shifts for the columns.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_rows(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    after_others();
     __shared__ float staged[CHUNK];
     const unsigned block = block_index();
     if (block >= p.blocks) return;
@@ -441,6 +444,7 @@ sinkhorn_rows(const __grid_constant__ TransportParams p, const __grid_constant__
 // New potentials of SIDE right points.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_columns(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    after_others();
     __shared__ float staged[CHUNK];
     const unsigned block = block_index();
     if (block >= p.blocks) return;
@@ -466,6 +470,7 @@ sinkhorn_columns(const __grid_constant__ TransportParams p, const __grid_constan
 // the points, as often as they are needed.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     // From shared memory the problem is read again for every tile: registers are scarce between them.
@@ -474,13 +479,7 @@ sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant
     __syncthreads();
     const Progress now = progress_of(p, pages, q.number);
     if (now.state != 0.0f) return;
-    const float scale = LOG2_E / now.eps;
-    const unsigned count = p.right ? q.m : q.n;
     const unsigned others = p.right ? q.n : q.m;
-    const unsigned own_row = p.right ? q.y : q.x;
-    const unsigned other_row = p.right ? q.x : q.y;
-    const float* shifts = at(pages, p.shifts) + (p.right ? q.f : q.g);
-    const unsigned row = (block - q.block) / q.stretches * TILE;
     const unsigned stretch = (block - q.block) % q.stretches;
     const unsigned tiles = (others + TILE - 1) / TILE;
     const unsigned length = (tiles + q.stretches - 1) / q.stretches * TILE;
@@ -493,9 +492,13 @@ sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant
     for (unsigned r = 0; r < OWN; r++) own[r] = {NOTHING, 0.0f};
     for (unsigned first = stretch * length; first < end; first += TILE) {
         const float* points = at(pages, p.points);
+        const unsigned row = (block - q.block) / q.stretches * TILE;
+        const unsigned count = p.right ? q.m : q.n;
         float cost[OWN][OWN];
-        square_distances(cost, p, points + (own_row + row) * p.point_stride, count - row,
-                         points + (other_row + first) * p.point_stride, end - first);
+        square_distances(cost, p, points + ((p.right ? q.y : q.x) + row) * p.point_stride, count - row,
+                         points + ((p.right ? q.x : q.y) + first) * p.point_stride, end - first);
+        const float* shifts = at(pages, p.shifts) + (p.right ? q.f : q.g);
+        const float scale = LOG2_E / now.eps;
         float shift[OWN];
 #pragma unroll
         for (unsigned c = 0; c < OWN; c++) {
@@ -519,6 +522,8 @@ sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant
         }
     }
 
+    const unsigned count = p.right ? q.m : q.n;
+    const unsigned row = (block - q.block) / q.stretches * TILE;
     float* sums = at(pages, p.cost) + q.cost + 2 * stretch * count;
 #pragma unroll
     for (unsigned r = 0; r < OWN; r++) {
@@ -534,6 +539,7 @@ sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant
 // Merges the stretches of BLOCK points in order, and takes what comes of them.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_merge(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const TransportProblem& q = table[problem_of(table, p.problems, block)];
@@ -559,6 +565,7 @@ sinkhorn_merge(const __grid_constant__ TransportParams p, const __grid_constant_
 // Books an iteration, a block a problem: left potentials, error and status; then the right shifts for the next one.
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 sinkhorn_advance(const __grid_constant__ TransportParams p, const __grid_constant__ Pages pages, const TransportProblem* table) {
+    after_others();
     const unsigned block = block_index();
     if (block >= p.blocks) return;
     const TransportProblem& q = table[block];

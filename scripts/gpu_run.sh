@@ -8,7 +8,7 @@
 #   parity         every case of the kernels, in f32, tf32 and bf16, and whole steps against PyTorch's values, on the device
 #   sanitize       compute-sanitizer over the small cases, or every EVERY-th: TOOLS="memcheck racecheck initcheck"
 #   step           whole steps, first and second order, with profiles: CHANNELS=16 LAYERS=8 BATCHES="64 256"
-#                  PRECISIONS="f32 tf32 bf16"
+#                  PRECISIONS="f32 tf32 bf16"; in f32 once more without overlapping kernels
 #   kernels        every kernel at the shapes of real searches, or those whose names have a part of FILTER=a,b, in PRECISIONS
 #   sinkhorn       transport: the usual problems (not with USUAL=) and SHAPES="1x5000x64 1x10000x64 1x50000x64", with costs that are stored and
 #                  with costs that are recomputed
@@ -155,9 +155,10 @@ run_step() {
             for precision in ${PRECISIONS:-f32 tf32 bf16}; do
                 name=step-b$batch-$order
                 [ "$precision" = f32 ] || name=$name-$precision
-                measure "$name" "$supernet" bench step --device "$device" --precision "$precision" \
-                    --channels "${CHANNELS:-16}" --layers "${LAYERS:-8}" --batch "$batch" --order "$order" \
-                    --size "${SIZE:-32x32x3}" --warmup "${WARMUP:-5}" --steps "${STEPS:-30}" --profile --json
+                step=(bench step --device "$device" --precision "$precision" --channels "${CHANNELS:-16}" --layers "${LAYERS:-8}"
+                    --batch "$batch" --order "$order" --size "${SIZE:-32x32x3}" --warmup "${WARMUP:-5}" --steps "${STEPS:-30}" --json)
+                measure "$name" "$supernet" "${step[@]}" --profile
+                [ "$precision" != f32 ] || measure "$name-no-overlap" "$supernet" "${step[@]}" --no-overlap
             done
         done
     done

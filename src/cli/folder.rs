@@ -11,6 +11,7 @@ use supernet::{Error, Result};
 use super::interrupt;
 use super::progress::Progress;
 use super::settings::{Settings, Wanted, to_toml};
+use super::starting::StartingFlags;
 
 /// Where a run is kept.
 #[derive(Args)]
@@ -24,9 +25,8 @@ pub struct FolderFlags {
     /// TOML file of settings; flags go before it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<std::path::PathBuf>,
-    /// On a CUDA device: start launch by launch instead of replaying captured graphs, for debuggers. Results are the same.
-    #[arg(long)]
-    pub no_capture: bool,
+    #[command(flatten)]
+    pub starting: StartingFlags,
 }
 
 /// What a run says that is continued although it was stopped before its first checkpoint.
@@ -63,7 +63,7 @@ pub fn run<S: Settings, R>(
     let wanted = Wanted::new::<S>(flags.config.as_deref(), given)?;
     let mut prepared = prepare::<S>(flags, &wanted)?;
     let device = prepared.settings.device();
-    *device = device.with_capture(!flags.no_capture);
+    *device = flags.starting.of(*device);
     limit_threads(threads(&prepared.settings))?;
     let stop = interrupt::catch()?;
     let mut progress = Progress::new();

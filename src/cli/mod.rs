@@ -19,6 +19,7 @@ mod pretrain;
 mod progress;
 mod search;
 mod settings;
+mod starting;
 mod train;
 mod zoo;
 

@@ -37,8 +37,8 @@ impl Device {
                 Ok(Self::Gpu(Box::new(Paged::new(gpu, layout, precision)?)))
             }
             #[cfg(feature = "cuda")]
-            DeviceSpec::Cuda { index, capture } => {
-                let gpu = super::cuda::Cuda::open(index.unwrap_or(0), *capture)?;
+            DeviceSpec::Cuda { index, starting } => {
+                let gpu = super::cuda::Cuda::open(index.unwrap_or(0), *starting)?;
                 Ok(Self::Gpu(Box::new(Paged::new(gpu, layout, precision)?)))
             }
             #[allow(unreachable_patterns, reason = "every device may be built in")]

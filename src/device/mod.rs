@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::graph::Program;
 pub use any::Device;
 pub use precision::Precision;
-pub use spec::DeviceSpec;
+pub use spec::{DeviceSpec, Starting};
 
 /// A program that a device has prepared; runs on that device only.
 #[derive(Clone, Debug)]

@@ -21,10 +21,25 @@ pub enum DeviceSpec {
     Cuda {
         /// Without a number the first.
         index: Option<usize>,
-        /// Programs are replayed as CUDA graphs, not launch by launch. For whoever looks for a fault: no name of a device
-        /// and no settings tell it.
-        capture: bool,
+        /// How it starts kernels.
+        starting: Starting,
     },
+}
+
+/// How a CUDA device starts the kernels of a program. For whoever looks for a fault or measures: results are the same, and no
+/// name of a device and no settings tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Starting {
+    /// Programs are replayed as CUDA graphs, not launch by launch.
+    pub capture: bool,
+    /// A kernel is brought up while the one before it ends, where device and driver can.
+    pub overlap: bool,
+}
+
+impl Default for Starting {
+    fn default() -> Self {
+        Self { capture: true, overlap: true }
+    }
 }
 
 /// Kinds of devices, and whether this build has them.
@@ -49,10 +64,10 @@ impl DeviceSpec {
         *self == Self::Cpu
     }
 
-    /// The same device, its programs captured as CUDA graphs or not; others have none.
-    pub fn with_capture(self, capture: bool) -> Self {
+    /// The same device, which starts kernels so; others than CUDA's have no choice.
+    pub fn with_starting(self, starting: Starting) -> Self {
         match self {
-            Self::Cuda { index, .. } => Self::Cuda { index, capture },
+            Self::Cuda { index, .. } => Self::Cuda { index, starting },
             other => other,
         }
     }
@@ -79,7 +94,7 @@ impl DeviceSpec {
     /// Reads a name of any build.
     fn parse(text: &str) -> Option<Self> {
         let number = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
-        let cuda = |index| Self::Cuda { index, capture: true };
+        let cuda = |index| Self::Cuda { index, starting: Starting::default() };
         match text.split_once(':') {
             None if text == "cpu" => Some(Self::Cpu),
             None if text == "wgpu" => Some(Self::Wgpu(None)),
@@ -144,12 +159,16 @@ mod tests {
     }
 
     #[test]
-    fn only_cuda_captures() {
+    fn only_cuda_has_a_choice_of_starting() {
+        let [usual, captured, overlapping] =
+            [(true, true), (true, false), (false, true)].map(|(capture, overlap)| Starting { capture, overlap });
         for (text, heeds) in [("cpu", false), ("wgpu:1", false), ("cuda", true), ("cuda:2", true)] {
             let spec = DeviceSpec::try_from(text.to_string()).unwrap();
-            let without = spec.with_capture(false);
-            assert_eq!((without != spec, without.with_capture(true)), (heeds, spec));
-            assert_eq!(without.to_string(), text, "settings do not tell");
+            for other in [captured, overlapping] {
+                let without = spec.with_starting(other);
+                assert_eq!((without != spec, without.with_starting(usual)), (heeds, spec));
+                assert_eq!(without.to_string(), text, "settings do not tell");
+            }
         }
     }
 

@@ -1,13 +1,16 @@
 // A libcuda.so.1 for tests: the functions that src/device/cuda calls, on memory of this process. Kernels are the libraries
 // that fake_nvrtc.cpp makes.
 //
-// Work is started late, as on a GPU: copies, fills, launches and events wait in the stream's queue until something waits for
-// them, so that a host which reuses memory too early, or forgets to wait, gets wrong values. Fresh memory is filled with NaN
-// bits, addresses are checked against what is allocated, and calls that a capture forbids are refused.
+// Work is started late, as on a GPU: copies, fills, launches and events wait in their stream's queue until something waits for
+// them, so that a host which reuses memory too early, or forgets to wait, gets wrong values. A stream that somebody waits for
+// runs alone, but for what it waits for itself; the stream that FAKE_CUDA_EAGER numbers, counting from 0, runs whatever it can
+// at once. So each stream may be far behind the others or far ahead of them, and a wait that is missing between two of them
+// gives wrong values under one of the orders. Fresh memory is filled with NaN bits, addresses are checked against what is
+// allocated, and calls that a capture forbids are refused; so is a launch that would overlap with anything but a launch.
 //
 // Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_VERSION (13000), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY in bytes,
-// FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address), FAKE_CUDA_REPORT=1 (how programs were started, to standard
-// error at the end). -DFAKE_CUDA_OLD leaves a function out.
+// FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address), FAKE_CUDA_EAGER=n (none), FAKE_CUDA_REPORT=1 (how programs
+// were started, to standard error at the end). -DFAKE_CUDA_OLD leaves a function out.
 // fake_cuda("...") tells counts of calls and of objects that live.
 #include <chrono>
 #include <cstdio>
@@ -17,6 +20,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <unistd.h>
 
@@ -64,9 +68,51 @@ struct Launch {
     void* table;
 };
 
-struct Event {
-    bool timed, recorded, reached;
+struct Stream;
+
+// One record of an event: the event may be recorded anew while streams still wait for this.
+struct Mark {
+    Stream* stream;
+    bool reached;
     double seconds;
+};
+
+// CUlaunchAttribute and CUlaunchConfig of cuda.h.
+enum { PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+
+struct LaunchAttribute {
+    unsigned id;
+    char pad[4];
+    alignas(8) int value;
+    char rest[60];
+};
+
+struct LaunchConfig {
+    unsigned grid[3], block[3], shared_bytes;
+    Stream* stream;
+    const LaunchAttribute* attributes;
+    unsigned attribute_count;
+};
+
+static_assert(sizeof(LaunchAttribute) == 72 && sizeof(LaunchConfig) == 56, "as in cuda.h");
+
+struct Event {
+    bool timed;
+    std::shared_ptr<Mark> mark;  // none before it is recorded
+};
+
+// What waits in a stream, and for what.
+struct Task {
+    std::function<void()> work;
+    std::shared_ptr<Mark> needs;
+};
+
+struct Stream {
+    long number;
+    std::deque<Task> queue;
+    bool launched;  // what was put into it last is a launch
+
+    bool blocked() const { return queue.front().needs && !queue.front().needs->reached; }
 };
 
 typedef std::vector<Launch> Graph;
@@ -75,11 +121,11 @@ int sticky = SUCCESS;  // what every call returns after a fault
 long executed = 0;     // kernels
 int contexts = 0;      // how often the primary context is retained
 void* current = nullptr;
-char context, stream_handle;
+char context;
 size_t used = 0;
-bool capturing = false;
+std::set<Stream*> streams;
+Stream* capturing = nullptr;
 Graph captured;
-std::deque<std::function<void()>> queue;
 std::map<Address, size_t> memory;
 std::map<char*, size_t> pinned;
 std::map<std::string, long> counts;
@@ -88,7 +134,8 @@ std::map<std::string, long> counts;
 struct Report {
     ~Report() {
         if (!setting("FAKE_CUDA_REPORT", 0)) return;
-        fprintf(stderr, "fake_cuda: graph launches %ld, launches %ld\n", counts["graph launches"], counts["launches"]);
+        fprintf(stderr, "fake_cuda: graph launches %ld, launches %ld, overlapping launches %ld\n", counts["graph launches"],
+                counts["launches"], counts["overlapping launches"]);
     }
 } report;
 
@@ -97,17 +144,44 @@ void fault(int code, const char* why) {
     if (!sticky) sticky = code;
 }
 
-// Runs up to so many of what waits.
-void advance(size_t most) {
-    for (; most > 0 && !queue.empty() && !sticky; most--) {
-        const auto next = std::move(queue.front());
-        queue.pop_front();
-        next();
-    }
-    if (sticky) queue.clear();
+// Runs the first of what waits in a stream.
+void run_first(Stream& stream) {
+    const Task next = std::move(stream.queue.front());
+    stream.queue.pop_front();
+    if (next.work) next.work();
+    if (!sticky) return;
+    for (Stream* any : streams) any->queue.clear();
 }
 
-void drain() { advance(size_t(-1)); }
+// Runs what the eager stream can.
+void hurry() {
+    static const long eager = setting("FAKE_CUDA_EAGER", -1);
+    for (Stream* stream : streams) {
+        while (stream->number == eager && !stream->queue.empty() && !stream->blocked()) run_first(*stream);
+    }
+}
+
+// Brings a stream one task further, or the one that it waits for.
+void advance(Stream& stream) {
+    if (stream.queue.empty()) return;
+    if (stream.blocked()) advance(*stream.queue.front().needs->stream);
+    else run_first(stream);
+    hurry();
+}
+
+void finish(Stream& stream) {
+    while (!stream.queue.empty()) advance(stream);
+}
+
+void drain() {
+    for (Stream* stream : streams) finish(*stream);
+}
+
+void put(Stream* stream, std::function<void()> work, std::shared_ptr<Mark> needs = nullptr) {
+    stream->queue.push_back({std::move(work), std::move(needs)});
+    stream->launched = false;
+    hurry();
+}
 
 template <class Map, class Key>
 bool within(const Map& map, Key at, size_t bytes) {
@@ -141,10 +215,10 @@ int ready() {
     return current == &context && contexts > 0 ? SUCCESS : INVALID_CONTEXT;
 }
 
-int streamed(void* stream) {
+int streamed(Stream* stream) {
     if (int code = ready()) return code;
-    if (stream != &stream_handle) return INVALID_VALUE;
-    return capturing ? CAPTURE_UNSUPPORTED : SUCCESS;
+    if (!streams.count(stream)) return INVALID_VALUE;
+    return stream == capturing ? CAPTURE_UNSUPPORTED : SUCCESS;
 }
 
 }  // namespace
@@ -157,7 +231,14 @@ int streamed(void* stream) {
 extern "C" {
 
 long fake_cuda(const char* what) {
-    if (!strcmp(what, "waiting")) return long(queue.size());
+    // "waiting", or "waiting n" for a stream alone.
+    if (!strncmp(what, "waiting", 7)) {
+        long waiting = 0;
+        for (const Stream* stream : streams) {
+            if (!what[7] || stream->number == atol(what + 7)) waiting += long(stream->queue.size());
+        }
+        return waiting;
+    }
     return counts[what];
 }
 
@@ -242,65 +323,77 @@ int cuGetErrorString(int code, const char** text) {
 
 // ---------------------------------------------------------------------------------------------- streams and events
 
-int cuStreamCreate(void** stream, unsigned) {
+int cuStreamCreate(Stream** stream, unsigned) {
     READY;
-    *stream = &stream_handle;
+    *stream = new Stream{long(streams.size()), {}, false};
+    streams.insert(*stream);
     counts["streams"]++;
     return SUCCESS;
 }
 
-int cuStreamDestroy_v2(void*) {
+int cuStreamDestroy_v2(Stream* stream) {
+    if (!streams.count(stream)) return INVALID_VALUE;
+    finish(*stream);
+    streams.erase(stream);
+    delete stream;
     counts["streams"]--;
     return ready();
 }
 
-int cuStreamSynchronize(void* stream) {
+int cuStreamSynchronize(Stream* stream) {
     STREAMED(stream);
-    drain();
+    finish(*stream);
+    return sticky;
+}
+
+// Waits for what is recorded by now, whatever is recorded later.
+int cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
+    STREAMED(stream);
+    if (event->mark) put(stream, nullptr, event->mark);
+    counts["waits of streams"]++;
     return sticky;
 }
 
 int cuEventCreate(Event** event, unsigned flags) {
     READY;
-    *event = new Event{!(flags & 2), false, false, 0.0};
+    *event = new Event{!(flags & 2), nullptr};
     counts["events"]++;
     return SUCCESS;
 }
 
 int cuEventDestroy_v2(Event* event) {
-    drain();
     delete event;
     counts["events"]--;
     return sticky;
 }
 
-int cuEventRecord(Event* event, void* stream) {
+int cuEventRecord(Event* event, Stream* stream) {
     STREAMED(stream);
-    event->recorded = true;
-    event->reached = false;
-    queue.push_back([event] { event->reached = true, event->seconds = now(); });
-    return SUCCESS;
+    const auto mark = event->mark = std::make_shared<Mark>(Mark{stream, false, 0.0});
+    put(stream, [mark] { mark->reached = true, mark->seconds = now(); });
+    return sticky;
 }
 
 // Time passes while the host asks.
 int cuEventQuery(Event* event) {
     READY;
-    advance(1);
+    if (!event->mark) return SUCCESS;
+    advance(*event->mark->stream);
     if (sticky) return sticky;
-    return event->reached || !event->recorded ? SUCCESS : NOT_READY;
+    return event->mark->reached ? SUCCESS : NOT_READY;
 }
 
 int cuEventSynchronize(Event* event) {
     READY;
-    while (event->recorded && !event->reached && !sticky) advance(1);
+    while (event->mark && !event->mark->reached && !sticky) advance(*event->mark->stream);
     return sticky;
 }
 
 int cuEventElapsedTime(float* milliseconds, Event* start, Event* end) {
     READY;
-    if (!start->timed || !end->timed) return INVALID_VALUE;
-    if (!start->reached || !end->reached) return NOT_READY;
-    *milliseconds = float((end->seconds - start->seconds) * 1e3);
+    if (!start->timed || !end->timed || !start->mark || !end->mark) return INVALID_VALUE;
+    if (!start->mark->reached || !end->mark->reached) return NOT_READY;
+    *milliseconds = float((end->mark->seconds - start->mark->seconds) * 1e3);
     return SUCCESS;
 }
 
@@ -356,22 +449,22 @@ int cuMemFreeHost(void* address) {
     return sticky;
 }
 
-int cuMemsetD8Async(Address address, unsigned char value, size_t bytes, void* stream) {
+int cuMemsetD8Async(Address address, unsigned char value, size_t bytes, Stream* stream) {
     STREAMED(stream);
-    queue.push_back([=] {
+    put(stream, [=] {
         if (!within(memory, address, bytes)) return fault(ILLEGAL_ADDRESS, "a fill beyond its buffer");
         memset(reinterpret_cast<void*>(address), value, bytes);
     });
     return SUCCESS;
 }
 
-int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* stream) {
+int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream* stream) {
     STREAMED(stream);
     const bool direct = within(pinned, static_cast<char*>(const_cast<void*>(from)), bytes);
     const char* first = static_cast<const char*>(from);
     // Pageable memory is read at once, pinned memory when the copy runs.
     const std::vector<char> staged(first, direct ? first : first + bytes);
-    queue.push_back([=] {
+    put(stream, [=] {
         if (!within(memory, to, bytes)) return fault(ILLEGAL_ADDRESS, "a copy beyond its buffer");
         if (direct && !within(pinned, const_cast<char*>(first), bytes)) return fault(ILLEGAL_ADDRESS, "a copy of freed memory");
         memcpy(reinterpret_cast<void*>(to), direct ? first : staged.data(), bytes);
@@ -380,16 +473,26 @@ int cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, void* strea
     return SUCCESS;
 }
 
-int cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, void* stream) {
+int cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream* stream) {
     STREAMED(stream);
     const bool direct = within(pinned, static_cast<char*>(to), bytes);
-    queue.push_back([=] {
+    put(stream, [=] {
         if (!within(memory, from, bytes)) return fault(ILLEGAL_ADDRESS, "a copy beyond its buffer");
         if (direct && !within(pinned, static_cast<char*>(to), bytes)) return fault(ILLEGAL_ADDRESS, "a copy to freed memory");
         memcpy(to, reinterpret_cast<void*>(from), bytes);
     });
-    if (!direct) drain();
+    if (!direct) finish(*stream);
     counts["copies to the host"]++;
+    return sticky;
+}
+
+int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream* stream) {
+    STREAMED(stream);
+    put(stream, [=] {
+        if (!within(memory, from, bytes) || !within(memory, to, bytes)) return fault(ILLEGAL_ADDRESS, "a copy beyond its buffer");
+        memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
+    });
+    counts["copies on the device"]++;
     return sticky;
 }
 
@@ -434,34 +537,44 @@ int cuModuleGetFunction(const Function** function, Module* module, const char* n
     return SUCCESS;
 }
 
-int cuLaunchKernel(const Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned, void* stream, void** arguments, void**) {
+int cuLaunchKernelEx(const LaunchConfig* config, const Function* function, void** arguments, void**) {
     READY;
-    if (stream != &stream_handle || !grid_x || !grid_y || !grid_z || block_x > 1024 || block_y != 1 || block_z != 1) {
+    const auto [x, y, z] = config->grid;
+    Stream* const stream = config->stream;
+    if (!streams.count(stream) || !x || !y || !z || config->block[0] > 1024 || config->block[1] != 1 || config->block[2] != 1) {
         return INVALID_VALUE;
     }
-    Launch launch = {function, {grid_x, grid_y, grid_z}, block_x, {}, {}, nullptr};
+    const bool records = stream == capturing;
+    for (unsigned i = 0; i < config->attribute_count; i++) {
+        const LaunchAttribute& attribute = config->attributes[i];
+        const bool can = setting("FAKE_CUDA_CAPABILITY", 90) >= 90 && setting("FAKE_CUDA_VERSION", 13000) >= 12040;
+        const bool follows = records ? !captured.empty() : stream->launched;
+        if (attribute.id != PROGRAMMATIC_STREAM_SERIALIZATION || attribute.value != 1 || !can || !follows) return INVALID_VALUE;
+        counts["overlapping launches"]++;
+    }
+    Launch launch = {function, {x, y, z}, config->block[0], {}, {}, nullptr};
     launch.params.resize((function->params_bytes + 7) / 8);
     memcpy(launch.params.data(), arguments[0], function->params_bytes);
     memcpy(launch.pages, arguments[1], sizeof launch.pages);
     memcpy(&launch.table, arguments[2], sizeof launch.table);
-    counts[capturing ? "captured launches" : "launches"]++;
-    if (capturing) captured.push_back(launch);
-    else queue.push_back([launch] { run(launch); });
+    counts[records ? "captured launches" : "launches"]++;
+    if (records) captured.push_back(launch);
+    else put(stream, [launch] { run(launch); });
+    stream->launched = true;
     return SUCCESS;
 }
 
-int cuStreamBeginCapture_v2(void* stream, int) {
+int cuStreamBeginCapture_v2(Stream* stream, int) {
     STREAMED(stream);
-    capturing = true;
+    capturing = stream;
     captured.clear();
     return SUCCESS;
 }
 
-int cuStreamEndCapture(void*, Graph** graph) {
+int cuStreamEndCapture(Stream* stream, Graph** graph) {
     READY;
-    if (!capturing) return INVALID_VALUE;
-    capturing = false;
+    if (!capturing || stream != capturing) return INVALID_VALUE;
+    capturing = nullptr;
     *graph = new Graph(captured);
     counts["graphs"]++;
     return SUCCESS;
@@ -475,13 +588,13 @@ int cuGraphInstantiateWithFlags(std::shared_ptr<Graph>** executable, Graph* grap
 }
 
 #ifndef FAKE_CUDA_OLD
-int cuGraphUpload(std::shared_ptr<Graph>*, void* stream) { return streamed(stream); }
+int cuGraphUpload(std::shared_ptr<Graph>*, Stream* stream) { return streamed(stream); }
 #endif
 
-int cuGraphLaunch(std::shared_ptr<Graph>* executable, void* stream) {
+int cuGraphLaunch(std::shared_ptr<Graph>* executable, Stream* stream) {
     STREAMED(stream);
     const std::shared_ptr<Graph> graph = *executable;
-    queue.push_back([graph] {
+    put(stream, [graph] {
         for (const Launch& launch : *graph) {
             if (!sticky) run(launch);
         }

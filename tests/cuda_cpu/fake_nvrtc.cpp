@@ -65,7 +65,7 @@ int nvrtcCompileProgram(Program* p, int count, const char* const* options) {
     for (int i = 0; i < count; i++) {
         const std::string option = options[i];
         if (option.rfind("-D", 0) == 0) definitions += " '" + option + "'";
-        else if (option == "--gpu-architecture=sm_90") architecture = true;
+        else if (option.rfind("--gpu-architecture=sm_", 0) == 0) architecture = true;
         else if (option != "--std=c++17") return p->log = "unknown option " + option, INVALID_OPTION;
     }
     if (!architecture) return p->log = "no architecture", INVALID_OPTION;

@@ -199,6 +199,7 @@ fn stages_of_a_gpu_run_write_json() {
     assert!(
         tf32["products"].as_str().unwrap().starts_with("in tf32") && result("step-b2-second-bf16.json").is_object()
     );
+    check_step(&result("step-b2-first-no-overlap.json"), false, Some(&plan(&["--device", "cuda"])));
     assert!(number(&result("step-b2-second.json")["launches"]) > number(&result("step-b2-first.json")["launches"]));
     let few = [("QUICK", "1"), ("FILTER", "dense/c256/1x1,mixture/c8/7x7")];
     run(&["kernels"], &few, 0);
@@ -253,7 +254,7 @@ fn stages_of_a_gpu_run_write_json() {
     assert!(run(&["no-stage"], &[], 2).contains("usage: OUT=FOLDER gpu_run.sh STAGE"));
 }
 
-/// `--no-capture` of whatever runs programs starts kernels one by one.
+/// `--no-capture` of whatever runs programs starts kernels one by one, `--no-overlap` none before its predecessor has ended.
 #[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn cuda_programs_are_captured_unless_told_otherwise() {
@@ -273,14 +274,16 @@ fn cuda_programs_are_captured_unless_told_otherwise() {
     let common = ["--data", "builtin:fashion", "--size", "8x8", "--train-images", "32", "--epochs", "1"];
     let search = [&["search", "--crop-padding", "1", "--out", crate::cli::text(&folder)], &common[..]].concat();
     for (number, arguments) in [&step[..], &search].into_iter().enumerate() {
-        for more in [&[][..], &["--no-capture"]] {
+        for more in [&[][..], &["--no-capture"], &["--no-overlap"]] {
             let (report, errors) = run(arguments, more);
-            assert_eq!(errors.contains("graph launches 0,"), !more.is_empty(), "{arguments:?} {more:?}: {errors}");
+            let without = ["graph launches 0,", "overlapping launches 0\n"].map(|none| errors.contains(none));
+            let expected = ["--no-capture", "--no-overlap"].map(|flag| more.contains(&flag));
+            assert_eq!(without, expected, "{arguments:?} {more:?}: {errors}");
             if number == 0 {
                 check_step(&report, false, Some(&plan(&["--device", "cuda"])));
             } else {
                 let settings = std::fs::read_to_string(folder.join("config.toml")).unwrap();
-                assert!(settings.contains("device = \"cuda\"") && !settings.contains("capture"), "{settings}");
+                assert!(settings.contains("device = \"cuda\"") && !settings.contains("starting"), "{settings}");
                 std::fs::remove_dir_all(&folder).unwrap();
             }
         }

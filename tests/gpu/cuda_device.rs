@@ -2,10 +2,10 @@
 //! one, the small ones under compute-sanitizer.
 
 use supernet::Result;
-use supernet::device::Precision;
 use supernet::device::cuda::Cuda;
 use supernet::device::paged::Backend;
 use supernet::device::source::PRODUCTS;
+use supernet::device::{Precision, Starting};
 use supernet::ops::launch::Launch;
 
 use super::harness::{Machine, Page, Placed, Spread, folded, narrow};
@@ -19,7 +19,7 @@ pub struct Device(Cuda);
 
 impl Device {
     pub fn open(capture: bool) -> Result<Self> {
-        Cuda::open(0, capture).map(Self)
+        Cuda::open(0, Starting { capture, ..Starting::default() }).map(Self)
     }
 
     fn run_once(&mut self, launches: &[Launch], pages: &mut [Page]) -> Result<()> {

@@ -13,7 +13,7 @@ use supernet::data::{Geometry, Normalisation};
 use supernet::device::cuda::{Cuda, Nvrtc};
 use supernet::device::paged::{Backend, Gpu as _, Paged};
 use supernet::device::source::{SOURCES, Source, Variant, cuda_options};
-use supernet::device::{Device, DeviceSpec, Executable, Precision};
+use supernet::device::{Device, DeviceSpec, Executable, Precision, Starting};
 use supernet::graph::{Graph, Program, Shape, State, StoreLayout};
 use supernet::network::{SearchSpace, Supernet};
 use supernet::ops::elementwise::Linear;
@@ -100,6 +100,7 @@ fn a_scenario() {
         Ok("step") => whole_steps_equal_the_processors(),
         Ok("replays") => replays(),
         Ok("staging") => staging(),
+        Ok("overlap") => overlap(),
         Ok("cache") => damaged_cache(),
         Ok("compile error") => compile_error(),
         Ok("memory") => memory(),
@@ -273,7 +274,8 @@ impl Search {
 }
 
 fn open(layout: &StoreLayout, capture: bool) -> Result<Paged<Cuda>> {
-    Paged::new(Cuda::open(0, capture)?, layout, Precision::F32)
+    let starting = Starting { capture, ..Starting::default() };
+    Paged::new(Cuda::open(0, starting)?, layout, Precision::F32)
 }
 
 fn whole_steps_equal_the_processors() {
@@ -282,7 +284,7 @@ fn whole_steps_equal_the_processors() {
     let mut bits = Vec::new();
     for capture in [true, false] {
         let before = [count("graph launches"), count("launches")];
-        let spec = "cuda".parse::<DeviceSpec>().unwrap().with_capture(capture);
+        let spec = "cuda".parse::<DeviceSpec>().unwrap().with_starting(Starting { capture, overlap: !capture });
         let mut device = Device::open(&spec, &search.layout, 1, Precision::F32).unwrap();
         let found = search.run(&mut device).unwrap();
         for ((name, found), (_, expected)) in found.iter().zip(&expected) {
@@ -300,7 +302,7 @@ fn whole_steps_equal_the_processors() {
     assert_eq!(bits[0], bits[1], "captured and launched steps have the same bits");
 
     // Maps in halves: other variants of the kernels.
-    let halves = Paged::new(Cuda::open(0, true).unwrap(), &search.layout, Precision::Bf16).unwrap();
+    let halves = Paged::new(Cuda::open(0, Starting::default()).unwrap(), &search.layout, Precision::Bf16).unwrap();
     let found = search.run(&mut Device::Gpu(Box::new(halves))).unwrap();
     assert_ne!(found, bits[0], "the precision does something");
     for ((name, found), (_, expected)) in found.iter().zip(&expected).filter(|((name, _), _)| name.ends_with("sums")) {
@@ -370,6 +372,10 @@ struct Adder {
 
 impl Adder {
     fn new(elements: usize, capture: bool) -> Result<Self> {
+        Self::starting(elements, Starting { capture, ..Starting::default() })
+    }
+
+    fn starting(elements: usize, starting: Starting) -> Result<Self> {
         let mut layout = StoreLayout::new();
         let shape = Shape::vector(elements);
         let [term, sum] = ["term", "sum"].map(|name| layout.add(name, shape));
@@ -377,7 +383,7 @@ impl Adder {
         let [a, b] = [term, sum].map(|state| graph.state(state));
         let next = Linear::record(&mut graph, &[(1.0, a), (1.0, b)], "next")?;
         Linear::record_into(&mut graph, &[(1.0, next)], b)?;
-        let mut device = open(&layout, capture)?;
+        let mut device = Paged::new(Cuda::open(0, starting)?, &layout, Precision::F32)?;
         let exe = device.prepare(Program::new("adding", graph, &[]))?;
         Ok(Self { device, exe, term, sum })
     }
@@ -442,20 +448,93 @@ fn replays_are_one_call_and_allocate_nothing() {
     scenario("replays", "driver", &[]);
 }
 
-/// Values larger than a piece, and together larger than the ring, while the stream lags behind.
+/// Values larger than a piece, and together larger than the rings, while streams lag behind.
 fn staging() {
-    let elements = (5 << 20) / 4 + 13;
-    let mut adder = Adder::new(elements, false).unwrap();
-    for value in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0] {
-        adder.step(value).unwrap();
+    let eager = std::env::var("FAKE_CUDA_EAGER").unwrap_or_default();
+    let refused = std::env::var_os("FAKE_CUDA_MEMORY").is_some();
+    for capture in [false, true] {
+        let elements = (5 << 20) / 4 + 13;
+        let mut adder = Adder::new(elements, capture).unwrap();
+        let (bytes, copies) = (adder.device.bytes(), count("copies on the device"));
+        for value in [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0] {
+            let values: Vec<f32> = (0..elements).map(|i| value * (1 + i % 5) as f32).collect();
+            adder.device.write(adder.term, &values).unwrap();
+            adder.device.run(&adder.exe).unwrap();
+            if value == 1.0 && eager == "1" {
+                let waiting = ["waiting 0", "waiting 1"].map(count);
+                assert!(waiting[0] > 0 && waiting[1] == 0, "values are there before the replay begins: {waiting:?}");
+            }
+        }
+        assert!(count("waiting") > 0, "the host does not wait for the stream");
+        let sums = adder.device.read(adder.sum).unwrap();
+        assert!(sums.iter().enumerate().all(|(i, &sum)| sum == (127 * (1 + i % 5)) as f32));
+        let through = (adder.device.bytes() - bytes, count("copies on the device") - copies);
+        assert_eq!(through, if refused { (0, 0) } else { (16 << 20, 14) }, "by way of the device's memory or not");
     }
-    assert!(count("waiting") > 0, "the host does not wait for the stream");
-    assert!(adder.device.read(adder.sum).unwrap().iter().all(|&sum| sum == 127.0));
+    small_and_large();
+    assert!(live().iter().all(|&objects| objects == 0), "{:?}", live());
+}
+
+/// Writes to overlapping stretches of a page, the large ones by way of the device's memory.
+fn small_and_large() {
+    const ELEMENTS: usize = 1 << 20;
+    let copies = count("copies on the device");
+    let mut device = Cuda::open(0, Starting::default()).unwrap();
+    device.allocate(&[ELEMENTS]).unwrap();
+    let mut large = 0;
+    let (mut stands, mut found) = (vec![0.0; ELEMENTS], vec![f32::NAN; ELEMENTS]);
+    let lengths = [3, 1 << 19, 16_383, 16_384, 200_000, 16_385, 1, ELEMENTS];
+    for number in 0..100 {
+        let length = lengths[number % 7 * (number + 3) % 8];
+        let first = number * 77_777 % (ELEMENTS - length + 1);
+        let values = vec![number as f32; length];
+        device.write(0, first, &values).unwrap();
+        large += i64::from(length >= 16_384);
+        stands[first..first + length].copy_from_slice(&values);
+        if number % 40 == 39 {
+            device.read(0, 0, &mut found).unwrap();
+            assert!(found == stands, "after write {number}");
+        }
+    }
+    device.read(0, 0, &mut found).unwrap();
+    assert!(found == stands, "after the last write");
+    assert_eq!(count("copies on the device") - copies, large);
 }
 
 #[test]
 fn staged_values_arrive_in_order_however_large() {
-    scenario("staging", "driver", &[]);
+    // Each stream far behind the other, both as late as possible, and no memory for a second ring.
+    for variable in [("FAKE_CUDA_EAGER", "0"), ("FAKE_CUDA_EAGER", "1"), ("_", ""), ("FAKE_CUDA_MEMORY", "25165824")] {
+        scenario("staging", "driver", &[variable]);
+    }
+}
+
+/// Every kernel of a program but the first may be brought up early, where the device can; none while kernels are timed. The
+/// fake driver refuses it behind anything but a kernel.
+fn overlap() {
+    let can = i64::from(std::env::var_os("CANNOT").is_none());
+    let launches = || ["launches", "captured launches", "overlapping launches"].map(count);
+    for (capture, overlap) in [(true, true), (true, false), (false, true), (false, false)] {
+        let before = launches();
+        let mut adder = Adder::starting(5, Starting { capture, overlap }).unwrap();
+        adder.step(1.0).unwrap();
+        adder.step(2.0).unwrap();
+        assert_eq!(adder.device.read(adder.sum).unwrap(), [3.0; 5]);
+        let after = launches();
+        let found = [0, 1, 2].map(|i| after[i] - before[i]);
+        let [started, captured] = if capture { [0, 2] } else { [4, 0] };
+        assert_eq!(found, [started, captured, i64::from(overlap) * can * (started + captured) / 2]);
+        adder.device.profile(&adder.exe, 1).unwrap();
+        assert_eq!(launches(), [after[0] + 2, after[1], after[2]]);
+    }
+}
+
+#[test]
+fn kernels_overlap_where_device_and_driver_can() {
+    scenario("overlap", "driver", &[]);
+    scenario("overlap", "driver", &[("FAKE_CUDA_VERSION", "12040")]);
+    scenario("overlap", "driver", &[("FAKE_CUDA_VERSION", "12030"), ("CANNOT", "")]);
+    scenario("overlap", "driver", &[("FAKE_CUDA_CAPABILITY", "89"), ("CANNOT", "")]);
 }
 
 // ------------------------------------------------------------------------------------------------ the list of cases

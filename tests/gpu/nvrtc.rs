@@ -167,6 +167,10 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
                 let multiplies = ["mma.sync.aligned.m16n8k8", "cvt.rna.tf32"].map(|word| ptx.contains(word));
                 let expected = variant.tensor && architecture != "sm_75";
                 assert_eq!(multiplies, [expected; 2], "{what}: products on tensor cores");
+                let begin = ptx.matches("griddepcontrol.launch_dependents;").count();
+                let waits = ptx.matches("griddepcontrol.wait;").count();
+                let kernels = if ["sm_75", "sm_80"].contains(&architecture) { 0 } else { usages.len() };
+                assert_eq!([begin, waits], [kernels; 2], "{what}: kernels that overlap");
                 println!("{what}: {usages:?}");
                 let mut reported: Vec<_> = usages.iter().map(|u| u.kernel.as_str()).collect();
                 let mut declared = source.entry_points();

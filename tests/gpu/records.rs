@@ -72,6 +72,18 @@ fn declares(stem: &str, name: &str, value: usize) {
     assert!((own || included) && source(stem).shader.contains(&wgsl), "{stem}: {name}");
 }
 
+/// What a kernel does before it has waited for the launches before it may come too early, and a thread that ends without
+/// having waited lets the next kernel begin too early.
+#[test]
+fn every_kernel_begins_by_waiting_for_those_before_it() {
+    for source in SOURCES {
+        for kernel in source.cuda.split("__launch_bounds__(BLOCK, ").skip(1) {
+            let (head, body) = kernel.split_once(") {\n").expect("a kernel has a body");
+            assert!(body.starts_with("    after_others();\n"), "{}.cu:{head}", source.stem);
+        }
+    }
+}
+
 #[test]
 fn records_have_the_same_fields_in_all_three_languages() {
     compare::<DenseJob>(source("dense"));

@@ -18,6 +18,7 @@ use supernet::run::threads;
 use supernet::{Error, Result};
 
 use super::parse;
+use super::starting::StartingFlags;
 
 /// Measure kernels, whole steps, the image loader or transport.
 #[derive(Args)]
@@ -40,9 +41,8 @@ pub struct Common {
     /// What is measured: cpu, wgpu or cuda, the latter two with :N where there are several.
     #[arg(long, value_name = "DEVICE", value_parser = parse::device, default_value = "cpu")]
     device: DeviceSpec,
-    /// On a CUDA device: start launch by launch instead of replaying captured graphs.
-    #[arg(long)]
-    no_capture: bool,
+    #[command(flatten)]
+    starting: StartingFlags,
     /// Threads; 0 for all cores.
     #[arg(long, value_name = "T", default_value_t = 0)]
     threads: u16,
@@ -57,7 +57,7 @@ pub struct Common {
 impl Common {
     /// The device, and the threads of the processor.
     fn on(&self) -> (DeviceSpec, usize) {
-        (self.device.with_capture(!self.no_capture), threads(self.threads.into()))
+        (self.starting.of(self.device), threads(self.threads.into()))
     }
 
     /// Refuses GPUs for what has nothing to do with them.

@@ -1,4 +1,4 @@
-//! One device with its stream, and what lives on it: buffers, pinned memory, events. Everything holds the context, which
+//! One device with its streams, and what lives on it: buffers, pinned memory, events. Everything holds the context, which
 //! ends with the last of them.
 
 use std::cell::Cell;
@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// The oldest architecture that the kernels are made for: Turing.
 const OLDEST: (c_int, c_int) = (7, 5);
+/// The oldest architecture, and the oldest driver's CUDA, of kernels that overlap, captured or not: Hopper.
+const OVERLAP: ((c_int, c_int), c_int) = ((9, 0), 12_040);
 
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY: [c_uint; 2] = [75, 76];
@@ -68,13 +70,16 @@ impl std::fmt::Display for Info {
     }
 }
 
-/// A device's primary context and one stream of our own, on which everything runs in order.
+/// A device's primary context and streams of our own.
 pub(super) struct Context {
     pub driver: Driver,
     pub info: Info,
     device: CUdevice,
     context: CUcontext,
+    /// Runs everything that touches pages, in order.
     pub stream: CUstream,
+    /// Brings values from the host to the device meanwhile; what of them `stream` may see, events say.
+    pub uploads: CUstream,
     /// Bytes in device buffers.
     pub allocated: Cell<usize>,
 }
@@ -98,19 +103,23 @@ impl Context {
                 "{info}: the kernels need compute capability {major}.{minor} (Turing) or newer; use --device wgpu or cpu"
             )));
         }
-        let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the pointers outlive the calls; what they name is released in `drop`.
-        unsafe {
-            driver.cuDevicePrimaryCtxRetain(&mut context, device).map_err(refused)?;
-            let created =
-                driver.cuCtxSetCurrent(context).and_then(|()| driver.cuStreamCreate(&mut stream, NON_BLOCKING));
-            if let Err(fault) = created {
-                // The first error is the one to report.
-                let _ = driver.cuDevicePrimaryCtxRelease_v2(device);
-                return Err(refused(fault));
-            }
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the pointer outlives the call; what it names is released in `drop`.
+        unsafe { driver.cuDevicePrimaryCtxRetain(&mut context, device).map_err(refused)? };
+        let [stream, uploads] = [std::ptr::null_mut(); 2];
+        // From here on `drop` gives back what there is.
+        let mut made = Self { driver, info, device, context, stream, uploads, allocated: Cell::new(0) };
+        made.enter().map_err(refused)?;
+        for stream in [&mut made.stream, &mut made.uploads] {
+            // SAFETY: the pointer outlives the call.
+            unsafe { made.driver.cuStreamCreate(stream, NON_BLOCKING).map_err(refused)? };
         }
-        Ok(Rc::new(Self { driver, info, device, context, stream, allocated: Cell::new(0) }))
+        Ok(Rc::new(made))
+    }
+
+    /// Whether a kernel can be brought up while the one before it ends.
+    pub fn can_overlap(&self) -> bool {
+        self.info.capability >= OVERLAP.0 && self.driver.version >= OVERLAP.1
     }
 
     /// Makes the context the thread's current one. What runs on a device begins with it: a thread may hold several.
@@ -119,10 +128,17 @@ impl Context {
         unsafe { self.driver.cuCtxSetCurrent(self.context) }
     }
 
-    /// Waits until all that was started is done.
+    /// Waits until all that touches pages and was started is done.
     pub fn synchronise(&self) -> Outcome<()> {
         // SAFETY: the stream lives until `drop`.
         unsafe { self.driver.cuStreamSynchronize(self.stream) }
+    }
+
+    /// Waits until all streams are done, before something ends that they may use.
+    fn settle(&self) -> Outcome<()> {
+        // SAFETY: the streams live until `drop`.
+        let uploaded = unsafe { self.driver.cuStreamSynchronize(self.uploads) };
+        self.synchronise().and(uploaded)
     }
 
     /// Bytes that are free, and all there are.
@@ -167,11 +183,14 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         // Nobody is left to hear of errors; after a fault every call gives one.
-        // SAFETY: whatever used the stream and the context held this object, and is gone.
+        // SAFETY: whatever used the streams and the context held this object, and is gone. A stream is null where there was
+        // an error before it was made.
         unsafe {
             let _ = self.enter();
-            let _ = self.synchronise();
-            let _ = self.driver.cuStreamDestroy_v2(self.stream);
+            for stream in [self.uploads, self.stream].into_iter().filter(|stream| !stream.is_null()) {
+                let _ = self.driver.cuStreamSynchronize(stream);
+                let _ = self.driver.cuStreamDestroy_v2(stream);
+            }
             let _ = self.driver.cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }
@@ -207,7 +226,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let context = &self.context;
         context.allocated.set(context.allocated.get() - self.bytes);
-        let _ = context.enter().and_then(|()| context.synchronise());
+        let _ = context.enter().and_then(|()| context.settle());
         // SAFETY: nothing names the buffer any more, and what was started before is done; after a fault nothing runs.
         let _ = unsafe { context.driver.cuMemFree_v2(self.address) };
     }
@@ -239,13 +258,13 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let _ = self.context.enter().and_then(|()| self.context.synchronise());
+        let _ = self.context.enter().and_then(|()| self.context.settle());
         // SAFETY: what was started is done, its copies too; after a fault nothing runs any more.
         let _ = unsafe { self.context.driver.cuMemFreeHost(self.address.cast::<c_void>()) };
     }
 }
 
-/// A point in the stream.
+/// A point in a stream.
 pub(super) struct Event {
     context: Rc<Context>,
     event: CUevent,
@@ -260,13 +279,19 @@ impl Event {
         Ok(Self { context: Rc::clone(context), event })
     }
 
-    /// Sets it behind all that was started.
-    pub fn record(&self) -> Outcome<()> {
+    /// Sets it behind all that was started in one of the context's streams.
+    pub fn record(&self, stream: CUstream) -> Outcome<()> {
         // SAFETY: event and stream live.
-        unsafe { self.context.driver.cuEventRecord(self.event, self.context.stream) }
+        unsafe { self.context.driver.cuEventRecord(self.event, stream) }
     }
 
-    /// Whether the stream has come here.
+    /// Has one of the context's streams wait here, before what is started in it later. The event may be recorded again.
+    pub fn hold(&self, stream: CUstream) -> Outcome<()> {
+        // SAFETY: event and stream live.
+        unsafe { self.context.driver.cuStreamWaitEvent(stream, self.event, 0) }
+    }
+
+    /// Whether its stream has come here.
     pub fn reached(&self) -> Outcome<bool> {
         // SAFETY: the event lives.
         match unsafe { self.context.driver.cuEventQuery(self.event) } {
@@ -276,7 +301,7 @@ impl Event {
         }
     }
 
-    /// Waits until the stream has come here.
+    /// Waits until its stream has come here.
     pub fn wait(&self) -> Outcome<()> {
         // SAFETY: the event lives.
         unsafe { self.context.driver.cuEventSynchronize(self.event) }

@@ -3,11 +3,14 @@
 use std::ffi::{c_uint, c_void};
 use std::rc::Rc;
 
-use cudarc::driver::sys::{CUdeviceptr, CUgraphExec};
+use cudarc::driver::sys::{
+    CUdeviceptr, CUgraphExec, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
+};
 
 use super::context::{Buffer, Context, Event, Pinned};
 use super::driver::{Fault, Outcome};
 use super::kernels::{Kernel, Kernels};
+use crate::device::Starting;
 use crate::error::{Error, Result};
 use crate::ops::launch::{Launch, PAGES};
 
@@ -17,7 +20,8 @@ const ALIGNMENT: usize = 256;
 const HEAD_START: usize = 16 << 20;
 /// Bytes of such copies for each launch: some 8 microseconds on PCI Express 4, more than it takes to launch.
 const HEAD_START_PER_LAUNCH: usize = 200_000;
-/// `CU_STREAM_CAPTURE_MODE_RELAXED`: this thread calls nothing but launches meanwhile, and others are none of its business.
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: this thread calls nothing but launches meanwhile, and what other threads call or other
+/// streams still do is none of its business.
 const RELAXED: c_uint = 2;
 
 /// One launch with its arguments.
@@ -34,18 +38,41 @@ struct Bound {
 }
 
 impl Bound {
-    fn launch(&self, context: &Context) -> Outcome<()> {
+    /// Starts the kernel; with `overlap` while the one before it in the stream still runs.
+    ///
+    /// That leaves the order as it was. Every kernel begins with `after_others` of common.cuh, in all threads: it touches no
+    /// memory and does not end before the kernel before it has ended, with all that it wrote. So whoever comes after a kernel
+    /// comes after all that were started before: the next kernel, which waits in the same way; and copies, events and
+    /// graphs, which wait for the whole of it.
+    fn launch(&self, context: &Context, overlap: bool) -> Outcome<()> {
         let ([x, y, z], pages) = (self.grid, &self.pages);
         let mut arguments: [*mut c_void; 3] = [
             self.params.as_ptr().cast_mut().cast(),
             pages.as_ptr().cast_mut().cast(),
             std::ptr::from_ref(&self.table).cast_mut().cast(),
         ];
-        let (function, stream, none) = (self.kernel.function, context.stream, std::ptr::null_mut());
-        let arguments = arguments.as_mut_ptr();
+        let mut attribute = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { pad: [0; 64] },
+        };
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let config = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: self.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: context.stream,
+            attrs: &mut attribute,
+            numAttrs: c_uint::from(overlap),
+        };
+        let (function, arguments, none) = (self.kernel.function, arguments.as_mut_ptr(), std::ptr::null_mut());
         // SAFETY: every kernel takes a record, pages and a table (kernels/common.cuh); the driver copies them before it
         // returns. The recording holds the pages and the table that the kernel touches.
-        unsafe { context.driver.cuLaunchKernel(function, x, y, z, self.block, 1, 1, 0, stream, arguments, none) }
+        unsafe { context.driver.cuLaunchKernelEx(&config, function, arguments, none) }
     }
 }
 
@@ -69,6 +96,7 @@ pub struct Recording {
     pub(super) what: String,
     exec: Option<Exec>,
     bound: Vec<Bound>,
+    overlap: bool,
     _tables: Option<Buffer>,
     pages: Vec<Rc<Buffer>>,
 }
@@ -81,7 +109,7 @@ impl Recording {
         pages: &[Rc<Buffer>],
         what: &str,
         launches: &[Launch],
-        capture: bool,
+        Starting { capture, overlap }: Starting,
     ) -> Result<Self> {
         let failed = |fault: Fault| context.error(&format!("recording `{what}`"), &fault);
         let mut bytes = Vec::new();
@@ -117,27 +145,29 @@ impl Recording {
             })
         };
         let bound = launches.iter().zip(starts).map(bind).collect::<Result<Vec<_>>>()?;
-        let exec = if capture && !bound.is_empty() { Some(captured(context, what, &bound)?) } else { None };
-        Ok(Self { what: what.to_owned(), exec, bound, _tables: tables, pages: pages.to_vec() })
+        let exec = if capture && !bound.is_empty() { Some(captured(context, what, &bound, overlap)?) } else { None };
+        Ok(Self { what: what.to_owned(), exec, bound, overlap, _tables: tables, pages: pages.to_vec() })
     }
 
     /// Starts one replay.
     pub(super) fn replay(&self, context: &Context) -> Result<()> {
-        let Some(exec) = &self.exec else { return launch_all(context, &self.what, &self.bound, |_| Ok(())) };
+        let Some(exec) = &self.exec else {
+            return launch_all(context, &self.what, &self.bound, self.overlap, |_| Ok(()));
+        };
         // SAFETY: the graph lives, and so does what it touches.
         let launched = unsafe { context.driver.cuGraphLaunch(exec.exec, context.stream) };
         launched.map_err(|fault| context.error(&format!("running `{}`", self.what), &fault))
     }
 
-    /// Runs launch by launch; seconds of each.
+    /// Runs launch by launch, none before the one before it has ended; seconds of each.
     pub(super) fn time(&self, context: &Rc<Context>) -> Result<Vec<f64>> {
         let failed = |fault: Fault| context.error(&format!("timing `{}`", self.what), &fault);
         let events: Outcome<Vec<Event>> = (0..=self.bound.len()).map(|_| Event::new(context, true)).collect();
         let events = events.map_err(failed)?;
         let _memory = self.head_start(context).map_err(failed)?;
-        launch_all(context, &self.what, &self.bound, |index| events[index].record())?;
+        launch_all(context, &self.what, &self.bound, false, |index| events[index].record(context.stream))?;
         let measure = || {
-            events[self.bound.len()].record()?;
+            events[self.bound.len()].record(context.stream)?;
             context.synchronise()?;
             events.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect::<Outcome<Vec<f64>>>()
         };
@@ -160,24 +190,31 @@ impl Recording {
     }
 }
 
-/// Launches one after the other, each after what `before` does with its number.
-fn launch_all(context: &Context, what: &str, bound: &[Bound], before: impl Fn(usize) -> Outcome<()>) -> Result<()> {
+/// Launches one after the other, each after what `before` does with its number. With `overlap`, each but the first may begin
+/// while the one before it ends: that before the first need not be a kernel.
+fn launch_all(
+    context: &Context,
+    what: &str,
+    bound: &[Bound],
+    overlap: bool,
+    before: impl Fn(usize) -> Outcome<()>,
+) -> Result<()> {
     for (index, launch) in bound.iter().enumerate() {
-        let started = before(index).and_then(|()| launch.launch(context));
+        let started = before(index).and_then(|()| launch.launch(context, overlap && index > 0));
         started.map_err(|fault| context.error(&format!("kernel `{}` of `{what}`", launch.name), &fault))?;
     }
     Ok(())
 }
 
 /// Records the launches in the stream instead of running them.
-fn captured(context: &Rc<Context>, what: &str, bound: &[Bound]) -> Result<Exec> {
+fn captured(context: &Rc<Context>, what: &str, bound: &[Bound], overlap: bool) -> Result<Exec> {
     let failed = |fault: Fault| context.error(&format!("capturing `{what}`"), &fault);
     let (driver, stream) = (&context.driver, context.stream);
     let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: the stream lives, the pointers outlive the calls, and the graph is not used after it is destroyed.
     unsafe {
         driver.cuStreamBeginCapture_v2(stream, RELAXED).map_err(failed)?;
-        let launched = launch_all(context, what, bound, |_| Ok(()));
+        let launched = launch_all(context, what, bound, overlap, |_| Ok(()));
         // The capture ends whatever happened, so that the stream is usable.
         let ended = driver.cuStreamEndCapture(stream, &mut graph).map_err(failed);
         let made = launched

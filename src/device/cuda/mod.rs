@@ -1,7 +1,8 @@
 //! NVIDIA GPUs. The driver and NVRTC are opened at run time, so that a binary with this device starts on any machine.
 //!
-//! One stream of our own runs everything in order. A program is captured once as a CUDA graph of its launches; a replay is
-//! one call. Values are staged through pinned memory, so that the host goes on while the device computes.
+//! One stream of our own runs all that touches pages, in order; another brings large values to the device meanwhile. A program
+//! is captured once as a CUDA graph of its launches; a replay is one call. Values are staged through pinned memory, so that the
+//! host goes on while the device computes.
 
 mod cache;
 mod context;
@@ -10,6 +11,7 @@ mod graph;
 mod kernels;
 mod nvrtc;
 mod staging;
+mod watches;
 
 use std::rc::Rc;
 
@@ -17,10 +19,11 @@ use self::cache::Cache;
 use self::context::{Buffer, Context};
 use self::driver::{Driver, Fault, OUT_OF_MEMORY, Outcome, version_text};
 use self::kernels::Kernels;
-use self::staging::{Staging, Watches};
-use super::Precision;
+use self::staging::Staging;
+use self::watches::Watches;
 use super::needs::CUDA_PAGE;
 use super::paged::Backend;
+use super::{Precision, Starting};
 use crate::error::{Error, Result};
 use crate::ops::launch::Launch;
 pub use context::Info;
@@ -34,25 +37,26 @@ pub struct Cuda {
     kernels: Kernels,
     staging: Staging,
     watches: Watches,
-    capture: bool,
+    starting: Starting,
     precision: Precision,
     /// What was started last, for errors that show later.
     last: String,
 }
 
 impl Cuda {
-    /// Opens the device of this number. With `capture`, programs are replayed as CUDA graphs; without, launch by launch: then
-    /// debuggers see the kernels, and with `CUDA_LAUNCH_BLOCKING=1` errors name them.
+    /// Opens the device of this number. Without [`Starting::capture`], debuggers see the kernels, and with
+    /// `CUDA_LAUNCH_BLOCKING=1` errors name them.
     ///
     /// # Errors
     /// [`Error::Device`] with the remedy if the driver, the device or NVRTC is missing or too old.
-    pub fn open(index: usize, capture: bool) -> Result<Self> {
+    pub fn open(index: usize, starting: Starting) -> Result<Self> {
         let context = Context::open(Driver::open()?, index)?;
+        let starting = Starting { overlap: starting.overlap && context.can_overlap(), ..starting };
         let nvrtc = Nvrtc::find(context.driver.version / 1000)?;
         let kernels = Kernels::new(&context, nvrtc, Cache::new(crate::files::cache_folder().as_deref()));
-        let (staging, watches) = (Staging::default(), Watches::default());
+        let (staging, watches) = (Staging::new(), Watches::default());
         let (pages, precision, last) = (Vec::new(), Precision::F32, String::new());
-        Ok(Self { context, pages, kernels, staging, watches, capture, precision, last })
+        Ok(Self { context, pages, kernels, staging, watches, starting, precision, last })
     }
 
     /// Runs something on the device; `what` names it in errors.
@@ -134,7 +138,7 @@ impl Backend for Cuda {
     fn record(&mut self, what: &str, launches: &[Launch]) -> Result<Recording> {
         self.on_device(&format!("recording `{what}`"), |_| Ok(()))?;
         self.kernels.compile(launches)?;
-        Recording::new(&self.context, &mut self.kernels, &self.pages, what, launches, self.capture)
+        Recording::new(&self.context, &mut self.kernels, &self.pages, what, launches, self.starting)
     }
 
     fn replay(&mut self, recording: &Recording) -> Result<()> {

@@ -1,58 +1,119 @@
-//! Pinned memory between host and stream: values on their way to the device, for which the host does not wait, and copies
-//! of single values that come back behind every replay, so that a flag is known without stopping the stream.
+//! Values on their way to the device, for which the host does not wait.
+//!
+//! All go through a ring of pinned memory. Small ones are copied to their page by the compute stream, in its turn. Large ones
+//! would stand in its way: a second stream brings them into a ring in the device's memory while a replay is under way, and
+//! the compute stream, in its turn, waits for that and copies them into their page, which is a matter of microseconds. So it
+//! sees all writes in the order in which they were made. Of both rings, a place is used again only after the copy out of it:
+//! in pinned memory the host waits for that, in the device's memory the second stream does.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::context::{Buffer, Context, Event, Pinned};
-use super::driver::Outcome;
+use cudarc::driver::sys::CUdeviceptr;
 
-/// Bytes of the ring of values on their way.
+use super::context::{Buffer, Context, Event, Pinned};
+use super::driver::{OUT_OF_MEMORY, Outcome};
+
+/// Bytes of each of the two rings. A piece has the same place in both.
 const RING: usize = 16 << 20;
 /// Most bytes of one copy: some are under way while the next is filled.
 const PIECE: usize = RING / 4;
-/// Replays that the host may be ahead of the value it is told.
-const AHEAD: usize = 8;
+/// Values of so many bytes take the second stream. Smaller ones are there sooner than two streams have waited for each other.
+const LARGE: usize = 64 << 10;
+
+/// Places of a ring, each with an event behind the copy out of it.
+type Places = VecDeque<(Range<usize>, Event)>;
+
+/// The ring in the device's memory.
+enum Landing {
+    /// Nobody has asked for it.
+    Unasked,
+    /// There is no memory for it: all values are copied by the compute stream.
+    Refused,
+    /// There it is.
+    Ring(Buffer),
+}
 
 /// Values on their way to the device.
-#[derive(Default)]
 pub(super) struct Staging {
     memory: Option<Pinned>,
+    landing: Landing,
     head: usize,
-    /// Copies under way, the oldest first.
-    flights: VecDeque<(Range<usize>, Event)>,
+    /// Places of pinned memory.
+    sent: Places,
+    /// Places of the device's memory.
+    landed: Places,
     spare: Vec<Event>,
 }
 
 impl Staging {
+    /// No memory is taken before the first write.
+    pub fn new() -> Self {
+        let (sent, landed, spare) = (Places::new(), Places::new(), Vec::new());
+        Self { memory: None, landing: Landing::Unasked, head: 0, sent, landed, spare }
+    }
+
     /// Starts to copy values to the byte `first` of a buffer, after all that was started. The values may change afterwards.
     pub fn write(&mut self, context: &Rc<Context>, buffer: &Buffer, first: usize, values: &[u8]) -> Outcome<()> {
         assert!(first + values.len() <= buffer.bytes, "a write stays within its page");
+        let ring = if values.len() >= LARGE { self.ring(context)? } else { None };
         for (index, piece) in values.chunks(PIECE).enumerate() {
             let place = self.take(piece.len())?;
-            let event = match self.spare.pop() {
-                Some(event) => event,
-                None => Event::new(context, false)?,
-            };
             let memory = match &mut self.memory {
                 Some(memory) => memory,
                 none => none.insert(Pinned::new(context, RING)?),
             };
+            let staged = memory.at(place.start);
+            // SAFETY: `place` lies within the ring and no copy under way reads it.
+            unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), staged, piece.len()) };
+            let sent = self.event(context)?;
             let to = buffer.address + (first + index * PIECE) as u64;
-            // SAFETY: `place` lies within the ring and no copy under way reads it; the target is within the buffer.
-            unsafe {
-                let staged = memory.at(place.start);
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), staged, piece.len());
-                context.driver.cuMemcpyHtoDAsync_v2(to, staged.cast(), piece.len(), context.stream)?;
+            match ring {
+                None => {
+                    // SAFETY: the source lies within the ring, the target within the buffer.
+                    unsafe {
+                        context.driver.cuMemcpyHtoDAsync_v2(to, staged.cast(), piece.len(), context.stream)?;
+                    }
+                    sent.record(context.stream)?;
+                }
+                Some(ring) => {
+                    let taken = self.event(context)?;
+                    clear(&mut self.landed, &place, &mut self.spare, |taken| taken.hold(context.uploads))?;
+                    let landing = ring + place.start as u64;
+                    // SAFETY: source and landing lie within the rings, the target within the buffer. The stream that
+                    // writes the landing waits for those that read it earlier, and the stream that reads it for that.
+                    unsafe {
+                        context.driver.cuMemcpyHtoDAsync_v2(landing, staged.cast(), piece.len(), context.uploads)?;
+                        sent.record(context.uploads)?;
+                        sent.hold(context.stream)?;
+                        context.driver.cuMemcpyDtoDAsync_v2(to, landing, piece.len(), context.stream)?;
+                    }
+                    taken.record(context.stream)?;
+                    self.landed.push_back((place.clone(), taken));
+                }
             }
-            event.record()?;
-            self.flights.push_back((place, event));
+            self.sent.push_back((place, sent));
         }
         Ok(())
     }
 
-    /// A stretch of the ring that no copy under way reads.
+    /// Where the ring in the device's memory begins, if there is memory for it.
+    fn ring(&mut self, context: &Rc<Context>) -> Outcome<Option<CUdeviceptr>> {
+        if matches!(self.landing, Landing::Unasked) {
+            self.landing = match Buffer::new(context, RING) {
+                Ok(buffer) => Landing::Ring(buffer),
+                Err(fault) if fault.code == OUT_OF_MEMORY => Landing::Refused,
+                Err(fault) => return Err(fault),
+            };
+        }
+        Ok(match &self.landing {
+            Landing::Ring(buffer) => Some(buffer.address),
+            Landing::Unasked | Landing::Refused => None,
+        })
+    }
+
+    /// A stretch of pinned memory that no copy under way reads.
     fn take(&mut self, bytes: usize) -> Outcome<Range<usize>> {
         let bytes = bytes.next_multiple_of(64);
         if self.head + bytes > RING {
@@ -60,105 +121,35 @@ impl Staging {
         }
         let place = self.head..self.head + bytes;
         self.head = place.end;
-        let meets = |other: &Range<usize>| other.start < place.end && place.start < other.end;
-        while let Some((_, oldest)) = self.flights.front() {
-            if self.flights.iter().any(|(other, _)| meets(other)) {
-                oldest.wait()?;
-            } else if !oldest.reached()? {
+        clear(&mut self.sent, &place, &mut self.spare, Event::wait)?;
+        while let Some((_, oldest)) = self.sent.front() {
+            if !oldest.reached()? {
                 break;
             }
-            self.spare.extend(self.flights.pop_front().map(|(_, event)| event));
+            self.spare.extend(self.sent.pop_front().map(|(_, event)| event));
         }
         Ok(place)
     }
-}
 
-/// A value of which a copy comes back behind every replay.
-struct Watch {
-    page: u32,
-    /// Its element.
-    element: usize,
-    memory: Pinned,
-    events: Vec<Event>,
-    /// Slots whose copies are under way, the oldest first, each with the number of writes to the value before it.
-    flights: VecDeque<(usize, u64)>,
-    next: usize,
-    writes: u64,
-    /// The newest that is known.
-    value: f32,
-}
-
-impl Watch {
-    /// Takes in the copies that are there; waits for the oldest if all slots are under way and `wait` says so.
-    fn collect(&mut self, wait: bool) -> Outcome<()> {
-        while let Some(&(slot, writes)) = self.flights.front() {
-            if wait && self.flights.len() == AHEAD {
-                self.events[slot].wait()?;
-            } else if !self.events[slot].reached()? {
-                break;
-            }
-            self.flights.pop_front();
-            if writes == self.writes {
-                // SAFETY: the slot lies within the memory, is aligned, and its copy is done.
-                self.value = unsafe { self.memory.at(4 * slot).cast::<f32>().read_volatile() };
-            }
+    fn event(&mut self, context: &Rc<Context>) -> Outcome<Event> {
+        match self.spare.pop() {
+            Some(event) => Ok(event),
+            None => Event::new(context, false),
         }
-        Ok(())
     }
 }
 
-/// All values that somebody asks for again and again.
-#[derive(Default)]
-pub(super) struct Watches {
-    list: Vec<Watch>,
-}
-
-impl Watches {
-    /// The newest copy of a value that is watched.
-    pub fn newest(&mut self, page: u32, element: usize) -> Outcome<Option<f32>> {
-        match self.list.iter_mut().find(|watch| watch.page == page && watch.element == element) {
-            Some(watch) => watch.collect(false).map(|()| Some(watch.value)),
-            None => Ok(None),
-        }
+/// Has `wait` wait for the copies out of whatever meets a place, and forgets them.
+fn clear(
+    places: &mut Places,
+    place: &Range<usize>,
+    spare: &mut Vec<Event>,
+    wait: impl Fn(&Event) -> Outcome<()>,
+) -> Outcome<()> {
+    let meets = |(other, _): &(Range<usize>, Event)| other.start < place.end && place.start < other.end;
+    while let Some(index) = places.iter().position(meets) {
+        wait(&places[index].1)?;
+        spare.extend(places.remove(index).map(|(_, event)| event));
     }
-
-    /// Watches a value from now on.
-    pub fn add(&mut self, context: &Rc<Context>, page: u32, element: usize, value: f32) -> Outcome<()> {
-        let events = (0..AHEAD).map(|_| Event::new(context, false)).collect::<Outcome<Vec<_>>>()?;
-        let memory = Pinned::new(context, 4 * AHEAD)?;
-        let (flights, next, writes) = (VecDeque::new(), 0, 0);
-        self.list.push(Watch { page, element, memory, events, flights, next, writes, value });
-        Ok(())
-    }
-
-    /// Sends copies after what was started.
-    pub fn follow(&mut self, context: &Context, pages: &[Rc<Buffer>]) -> Outcome<()> {
-        for watch in &mut self.list {
-            watch.collect(true)?;
-            let slot = watch.next;
-            watch.next = (slot + 1) % AHEAD;
-            let from = pages[watch.page as usize].address + 4 * watch.element as u64;
-            let to = watch.memory.at(4 * slot).cast();
-            // SAFETY: the value lies within its page, and no copy into the slot is under way.
-            unsafe { context.driver.cuMemcpyDtoHAsync_v2(to, from, 4, context.stream)? };
-            watch.events[slot].record()?;
-            watch.flights.push_back((slot, watch.writes));
-        }
-        Ok(())
-    }
-
-    /// Notes that the host writes values: copies from before do not count any more.
-    pub fn written(&mut self, page: u32, first: usize, values: &[f32]) {
-        for watch in self.list.iter_mut().filter(|watch| watch.page == page && watch.element >= first) {
-            if let Some(&value) = values.get(watch.element - first) {
-                watch.writes += 1;
-                watch.value = value;
-            }
-        }
-    }
-
-    /// Forgets values behind the first `keep` pages.
-    pub fn release(&mut self, keep: usize) {
-        self.list.retain(|watch| (watch.page as usize) < keep);
-    }
+    Ok(())
 }
