@@ -410,7 +410,10 @@ fn broken_cuda_kernels_are_noticed() {
         "a region half full"
     );
     assert!(broken("separable", "j.tiles, j.reach, step", "j.tiles, 1, step"), "a region that is too small");
-    assert!(broken("separable", "line < height && column < width", "line < height"), "pixels beyond the side");
+    assert!(
+        broken("separable", "pixel(line, column, q) : quad(0.0f)", "pixel(line, column, q) : quad(1.0f)"),
+        "what is beyond"
+    );
     assert!(broken("separable", "sum[1][c] += above[i]", "sum[1][c] += above[0]"), "the wrong taps of a second line");
     assert!(broken("separable", "now == start && place == 0 ?", "place == 0 ?"), "moments of the last region only");
     assert!(broken("separable_backward", "KERNEL * KERNEL - 1 - tap : tap", "tap : tap"), "taps in order");
