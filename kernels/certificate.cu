@@ -5,7 +5,7 @@
 //
 // Passes: 0 sums and largest costs of rows; 1 masses and costs of rows; 2 masses of columns, before and after rows were
 // rounded, and c-transforms; 3 masses, costs and c-transforms of rows that were rounded, and what they pay for a lack.
-#include "common.cuh"
+#include "costs.cuh"
 
 struct CertificateParams {
     unsigned blocks;
@@ -47,25 +47,13 @@ struct CertificateProblem {
     unsigned stretches;
 };
 
-// Costs along each side of a tile, and coordinates staged at once.
-constexpr unsigned TILE = 64;
-constexpr unsigned STEP = 16;
-// Elements from one coordinate's points to the next one's: odd, so that points staged side by side hit all banks.
-constexpr unsigned PITCH = TILE + 1;
-// A block is SIDE by SIDE threads; in a tile each owns OWN by OWN costs, SIDE apart.
-constexpr unsigned SIDE = 16;
-constexpr unsigned OWN = TILE / SIDE;
 // Threads that share a point of a tile when its sums are added up.
 constexpr unsigned SHARERS = BLOCK / TILE;
-// Columns of the status and of a certificate, and sums of a stretch.
-constexpr unsigned STATUS = 4;
+// Columns of a certificate, and sums of a stretch.
 constexpr unsigned CERTIFICATE = 14;
 constexpr unsigned SUMS = 4;
-// Above every cost and below every exponent, but for the sign.
-constexpr float NOTHING = -1e30f;
 // Powers stay below two to this: the plan of an unfinished schedule may have any mass.
 constexpr float MOST = 60.0f;
-constexpr float LOG2_E = 1.44269504f;
 
 // Vectors in scratch, placed like the potentials: of rows after pass 1, of columns after pass 2, of rows after pass 3.
 constexpr unsigned FACTOR = 0;
@@ -80,83 +68,7 @@ constexpr unsigned ROUNDED = 8;
 constexpr unsigned LEAST_ROW = 9;
 constexpr unsigned GAP = 10;
 
-// The problem that a block belongs to: the last one that starts no later.
-__device__ inline unsigned problem_of(const CertificateProblem* table, unsigned problems, unsigned block) {
-    unsigned low = 0;
-    unsigned high = problems;
-    while (high - low > 1) {
-        const unsigned middle = (low + high) / 2;
-        if (table[middle].block <= block) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 // ------------------------------------------------------------------------------------------------------------- costs
-
-// Transposes STEP coordinates of TILE points into shared memory; zeros for what does not exist.
-__device__ inline void stage_points(float* tile, const float* points, unsigned stride, unsigned count, unsigned channels) {
-    const unsigned c = threadIdx.x % STEP;
-#pragma unroll
-    for (unsigned k = 0; k < TILE * STEP / BLOCK; k++) {
-        const unsigned i = threadIdx.x / STEP + k * (BLOCK / STEP);
-        tile[c * PITCH + i] = i < count && c < channels ? points[i * stride + c] : 0.0f;
-    }
-}
-
-// Squared distances of `rows` left and `columns` right points, TILE of each at most: sum[r][c] is that of points
-// ty + r SIDE and tx + c SIDE.
-__device__ inline void square_distances(float (&sum)[OWN][OWN], const CertificateParams& p, const float* left, unsigned rows,
-                                        const float* right, unsigned columns) {
-    __shared__ float xs[STEP * PITCH];
-    __shared__ float ys[STEP * PITCH];
-    const unsigned tx = threadIdx.x % SIDE;
-    const unsigned ty = threadIdx.x / SIDE;
-#pragma unroll
-    for (unsigned r = 0; r < OWN; r++) {
-#pragma unroll
-        for (unsigned c = 0; c < OWN; c++) sum[r][c] = 0.0f;
-    }
-    // Coordinates are summed in steps: the rounding errors of a long sum grow with the number of steps only.
-    for (unsigned channel = 0; channel < p.channels; channel += STEP) {
-        stage_points(xs, left + channel, p.point_stride, rows, p.channels - channel);
-        stage_points(ys, right + channel, p.point_stride, columns, p.channels - channel);
-        __syncthreads();
-        float part[OWN][OWN] = {};
-#pragma unroll
-        for (unsigned k = 0; k < STEP; k++) {
-            float y[OWN];
-#pragma unroll
-            for (unsigned c = 0; c < OWN; c++) y[c] = ys[k * PITCH + tx + c * SIDE];
-#pragma unroll
-            for (unsigned r = 0; r < OWN; r++) {
-                const float x = xs[k * PITCH + ty + r * SIDE];
-#pragma unroll
-                for (unsigned c = 0; c < OWN; c++) {
-                    const float d = x - y[c];
-                    part[r][c] += d * d;
-                }
-            }
-        }
-#pragma unroll
-        for (unsigned r = 0; r < OWN; r++) {
-#pragma unroll
-            for (unsigned c = 0; c < OWN; c++) sum[r][c] += part[r][c];
-        }
-        __syncthreads();
-    }
-}
-
-// What the labels of two points add to their cost.
-__device__ inline float label_cost(const CertificateParams& p, const Pages& pages, unsigned left, unsigned right) {
-    const float* labels = at(pages, p.labels);
-    const unsigned from = unsigned(labels[left]);
-    const unsigned to = unsigned(labels[right]);
-    return p.label_scale * at(pages, p.distances)[from * p.distance_stride + to];
-}
 
 // Costs of a tile: [r][c] is that of row first_row + ty + r SIDE and column first_column + tx + c SIDE.
 __device__ inline void cost_tile(float (&cost)[OWN][OWN], const CertificateParams& p, const Pages& pages,

@@ -61,9 +61,11 @@ macro_rules! sources {
 
 sources! { "augment", "certificate", "dense", "elementary", "elementwise", "fold", "folded", "global_pool", "loss", "mixture", "optimiser", "pool", "second_order", "separable", "separable_backward", "softmax", "statistics", "transport" }
 
-/// Headers that CUDA sources include, by name: what all of them share, and what those of separable convolutions do.
+/// Headers that CUDA sources include, by name: what all of them share, what transport and its certificates do, and what
+/// separable convolutions do.
 pub const HEADERS: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../../kernels/common.cuh")),
+    ("costs.cuh", include_str!("../../kernels/costs.cuh")),
     ("separable.cuh", include_str!("../../kernels/separable.cuh")),
 ];
 
@@ -72,6 +74,11 @@ const ACCESS_WIDE: &str = include_str!("../../shaders/access_wide.wgsl");
 const ACCESS_NARROW: &str = include_str!("../../shaders/access_narrow.wgsl");
 const ACCESS_HALVES_WIDE: &str = include_str!("../../shaders/access_halves_wide.wgsl");
 const ACCESS_HALVES_NARROW: &str = include_str!("../../shaders/access_halves_narrow.wgsl");
+/// Texts that shaders of several stems share: WGSL includes nothing.
+const SHARED: &[(&[&str], &str)] = &[
+    (&["certificate", "transport"], include_str!("../../shaders/costs.wgsl")),
+    (&["separable", "separable_backward"], include_str!("../../shaders/separable_common.wgsl")),
+];
 const REDUCE_TREE: &str = include_str!("../../shaders/reduce_tree.wgsl");
 const REDUCE_SUBGROUPS: &str = include_str!("../../shaders/reduce_subgroups.wgsl");
 
@@ -142,6 +149,8 @@ impl Source {
         text += &format!("fn read_element(page: u32, index: u32) -> Element {{ {read} }}\n");
         text += &format!("fn write_element(page: u32, index: u32, value: Element) {{ {write} }}\n");
         let reduce = if subgroups { REDUCE_SUBGROUPS } else { REDUCE_TREE };
-        text + PRELUDE + access + reduce + self.shader
+        let shared: String =
+            SHARED.iter().filter(|(stems, _)| stems.contains(&self.stem)).map(|(_, shared)| *shared).collect();
+        text + PRELUDE + access + reduce + &shared + self.shader
     }
 }
