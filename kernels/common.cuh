@@ -303,17 +303,18 @@ __device__ inline unsigned below(unsigned word, unsigned n) { return mulhi(word,
 // Neither NaN nor infinite.
 __device__ inline bool is_finite(float v) { return fabsf(v) <= 3.402823466e38f; }
 
-// What a thread owns of a product of 64 rows and `lanes` quads of columns, four rows by four columns: its `row` counts groups of
-// four rows. A warp has 32 rows and 16 columns; warps beyond the columns only take part in barriers.
+// What a thread owns of products of tiles of 64 rows with `lanes` quads of columns, four rows by four columns: its `row` counts
+// groups of four rows, through all tiles. A warp has 32 rows and 16 columns; warps that are left only take part in barriers.
 constexpr unsigned TILE_ROWS = 64;
 
-__device__ inline Lane tile_lane(unsigned channels, unsigned lanes, unsigned group) {
-    const unsigned warp = threadIdx.x / 32, column = warp / 2 * 4 + threadIdx.x % 4;
+__device__ inline Lane tile_lane(unsigned channels, unsigned lanes, unsigned group, unsigned tiles = 1) {
+    const unsigned t = anew(threadIdx.x), pair = t / 64, across = (lanes + 3) / 4;
+    const unsigned tile = pair / across, column = pair % across * 4 + t % 4;
     Lane lane;
-    lane.rows = TILE_ROWS / 4;
-    lane.row = warp % 2 * 8 + threadIdx.x % 32 / 4;
+    lane.rows = tiles * TILE_ROWS / 4;
+    lane.row = tile * TILE_ROWS / 4 + t / 4 % 16;
     lane.channel = 4 * (group * lanes + column);
-    lane.valid = column < lanes && lane.channel < channels ? min(4u, channels - lane.channel) : 0;
+    lane.valid = tile < tiles && column < lanes && lane.channel < channels ? min(4u, channels - lane.channel) : 0;
     lane.used = lane.valid > 0;
     return lane;
 }
@@ -422,11 +423,12 @@ __device__ inline void product(float4 (&acc)[4], const float* left, const float*
 constexpr unsigned TILE_LEFT = 2 * TILE_ROWS + 8;
 __device__ inline unsigned tile_right(unsigned lanes) { return right_stride_of((lanes + 3) / 4 * 16); }
 
-// acc += left * right for the tile, over `step` quads of indices, an even number.
-__device__ inline void tile_product(float4 (&acc)[4], const float* left, const float* right, unsigned lanes, unsigned step) {
-    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (warp / 2 * 4 >= lanes) return;
-    product(acc, left + warp % 2 * 32 + lane / 4 * 4, right + 2 * (warp / 2 * 16 + lane / 4 * 2), TILE_LEFT, tile_right(lanes), 0,
-            4 * step, 1);
+// acc += left * right for tiles that lie `next` apart, over `step` quads of indices, an even number.
+__device__ inline void tile_product(float4 (&acc)[4], const float* left, const float* right, unsigned lanes, unsigned step,
+                                    unsigned tiles = 1, unsigned next = 0) {
+    const unsigned t = anew(threadIdx.x), pair = t / 64, across = (lanes + 3) / 4, tile = pair / across;
+    if (tile >= tiles) return;
+    product(acc, left + tile * next + t / 4 % 16 * 4, right + 2 * (pair % across * 16 + t % 32 / 4 * 2), TILE_LEFT, tile_right(lanes),
+            0, 4 * step, 1);
 }
 #endif

@@ -65,22 +65,22 @@ __device__ inline void put_moments(Slots& slots, unsigned slot, const Moments& a
     slots.m2[slot] = all.m2;
 }
 
-// The depthwise result of a tile from its region, by the first threads of the block.
-__device__ inline void stencil_tile(const SeparableJob& j, const Pages& pages, float* tile, float* region, unsigned base, unsigned step,
-                                    unsigned place) {
+// The depthwise results of the tiles of a region, half a block a tile.
+__device__ inline void stencil_tiles(const SeparableJob& j, const Pages& pages, float* tiles, float* region, unsigned base, unsigned step) {
     const Patch patch = patch_of(j.dilation);
     const unsigned channel = base + patch.channel;
-    if (patch.channel >= 4 * step) return;
+    if (patch.tile >= j.tiles || patch.channel >= 4 * step) return;
     float sum[2][4] = {};
     if (channel < j.channels) {
-        const float* from = region_at(region, patch.line, place * SIDE + patch.column) + patch.channel;
+        const float* from = region_at(region, patch.line, patch.tile * SIDE + patch.column) + patch.channel;
         any_stencil<false>(j.kernel, j.dilation, sum, from, at(pages, j.depthwise) + channel, j.tap_stride);
     }
+    float* tile = tiles + patch.tile * TILE;
 #pragma unroll
     for (unsigned i = 0; i < 8; i++) put_value(tile, patch.channel, pixel_of(patch, j.dilation, i / 4, i % 4), sum[i / 4][i % 4]);
 }
 
-// The same where there is no stencil: a quad of channels of one pixel a thread.
+// That of one tile where there is no stencil: a quad of channels of one pixel a thread.
 __device__ inline void gather_tile(const SeparableJob& j, const Pages& pages, float* tile, const Corner& corner, unsigned base,
                                    unsigned step) {
     const unsigned pixel = threadIdx.x / step, q = threadIdx.x % step;
@@ -91,14 +91,25 @@ __device__ inline void gather_tile(const SeparableJob& j, const Pages& pages, fl
     put_pixel(tile, q, pixel, there ? depthwise(j, pages, corner.image, line, column, channel, valid) : quad(0.0f));
 }
 
-// Rows of the pointwise weights, as many as there are channels in the tile.
-__device__ inline void load_matrix(const SeparableJob& j, const Pages& pages, float* matrix, unsigned group, unsigned base, unsigned step,
-                                   unsigned first) {
-    for (unsigned i = threadIdx.x - first; i < 4 * step * j.lanes; i += BLOCK - first) {
+// Rows of the pointwise weights, as many as there are channels in the tiles.
+__device__ inline void load_matrix(const SeparableJob& j, const Pages& pages, float* matrix, unsigned group, unsigned base, unsigned step) {
+    for (unsigned i = anew(threadIdx.x); i < 4 * step * j.lanes; i += BLOCK) {
         const unsigned row = base + i / j.lanes, out = 4 * (group * j.lanes + i % j.lanes);
         const unsigned valid = row < j.channels ? valid_of(out, j.out_channels) : 0;
         put_weights(matrix, j.lanes, i / j.lanes, i % j.lanes, load4(at(pages, j.pointwise) + row * j.weight_stride + out, valid));
     }
+}
+
+// A region of the activation of the map.
+__device__ inline void load_map(const SeparableJob& j, const Pages& pages, float* region, const Corner& corner, unsigned base,
+                                unsigned step) {
+    const unsigned channel = base + 4 * (anew(threadIdx.x) % step), valid = valid_of(channel, j.channels);
+    const Norm n = norm_of(j, pages, channel, valid);
+    const Map x = map_at(pages, j.x) + corner.image * j.x_h * j.x_w * j.x_stride + channel;
+    const auto pixel = [&](unsigned line, unsigned column, unsigned) {
+        return relu(n, load4(x + (line * j.x_w + column) * j.x_stride, valid));
+    };
+    load_region(region, corner, j.x_h, j.x_w, j.tiles, j.reach, step, pixel);
 }
 
 // A block computes quads `lanes` wide of a chunk of regions, for all branches of its job: what they read of a map is brought into
@@ -107,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 3)
 separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ Pages pages, const SeparableJob* table) {
     after_others();
     __shared__ float4 region[REGION / 4];
-    __shared__ float4 tile[TILE / 4];
+    __shared__ float4 tiles[2 * TILE / 4];
     __shared__ float4 matrix[matrix_of(COLUMNS) / 4];
     __shared__ Slots slots;
     const unsigned block = block_index();
@@ -120,67 +131,52 @@ separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ 
         for (unsigned branch = 0; branch < job->branches; branch++) {
             const SeparableJob& j = job[branch];
             const unsigned step = whole_step(j.step);
-            const bool whole = j.channels <= 4 * step;
-            for (unsigned place = 0; place < j.tiles; place++) {
-                float4 sum[ROWS] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
-                for (unsigned base = 0; base < j.channels; base += 4 * step) {
-                    Corner corner = corner_of(j, now);
-                    if (!(j.flags & TILED)) {
-                        corner.column += place * SIDE;
-                        gather_tile(j, pages, reinterpret_cast<float*>(tile), corner, base, step);
-                        load_matrix(j, pages, reinterpret_cast<float*>(matrix), group, base, step, 0);
-                    } else {
-                        if (!whole || branch + place == 0) {
-                            const unsigned channel = base + 4 * (threadIdx.x % step), valid = valid_of(channel, j.channels);
-                            const Norm n = norm_of(j, pages, channel, valid);
-                            const Map x = map_at(pages, j.x) + corner.image * j.x_h * j.x_w * j.x_stride + channel;
-                            const auto pixel = [&](unsigned line, unsigned column, unsigned) {
-                                return relu(n, load4(x + (line * j.x_w + column) * j.x_stride, valid));
-                            };
-                            load_region(reinterpret_cast<float*>(region), corner, j.x_h, j.x_w, j.tiles, j.reach, step, pixel);
-                            __syncthreads();
-                        }
-                        if (threadIdx.x < TILE_THREADS) {
-                            stencil_tile(j, pages, reinterpret_cast<float*>(tile), reinterpret_cast<float*>(region), base, step, place);
-                        } else {
-                            load_matrix(j, pages, reinterpret_cast<float*>(matrix), group, base, step, TILE_THREADS);
-                        }
-                    }
-                    __syncthreads();
-                    multiply(sum, reinterpret_cast<const float*>(tile), reinterpret_cast<const float*>(matrix), j.lanes, step);
-                    __syncthreads();
-                }
-
-                const Lane lane = tile_lane(j.out_channels, j.lanes, group);
+            float4 sum[ROWS] = {quad(0.0f), quad(0.0f), quad(0.0f), quad(0.0f)};
+            for (unsigned base = 0; base < j.channels; base += 4 * step) {
                 const Corner corner = corner_of(j, now);
-                const unsigned line = corner.line + line_of(ROWS * lane.row);
-                const unsigned column = corner.column + place * SIDE + column_of(ROWS * lane.row);
-                Moments part = none();
-#pragma unroll
-                for (unsigned k = 0; k < ROWS; k++) {
-                    if (!lane.used || line >= j.y_h || column + k >= j.y_w) continue;
-                    const unsigned row = (corner.image * j.y_h + line) * j.y_w + column + k;
-                    const Map y = map_at(pages, j.y) + row * j.y_stride + lane.channel;
-                    if (j.flags & ADD) sum[k] = load4(y, lane.valid) + sum[k];
-                    store4(y, sum[k], lane.valid);
-                    part.count += 1.0f;
-                    part.mean = part.mean + sum[k];
+                load_matrix(j, pages, reinterpret_cast<float*>(matrix), group, base, step);
+                if (!(j.flags & TILED)) {
+                    gather_tile(j, pages, reinterpret_cast<float*>(tiles), corner, base, step);
+                } else {
+                    if (branch == 0 || j.channels > 4 * step) {
+                        load_map(j, pages, reinterpret_cast<float*>(region), corner, base, step);
+                        __syncthreads();
+                    }
+                    stencil_tiles(j, pages, reinterpret_cast<float*>(tiles), reinterpret_cast<float*>(region), base, step);
                 }
-                if (!(j.flags & MOMENTS) || !lane.used) continue;
-                part.mean = (1.0f / max(part.count, 1.0f)) * part.mean;
-#pragma unroll
-                for (unsigned k = 0; k < ROWS; k++) {
-                    const float4 d = sum[k] - part.mean;
-                    if (line < j.y_h && column + k < j.y_w) part.m2 = part.m2 + d * d;
-                }
-                const unsigned slot = lane.row * j.lanes + lane.channel / 4 - group * j.lanes;
-                put_moments(slots, slot, now == start && place == 0 ? part : merge(moments_in(slots, slot), part));
+                __syncthreads();
+                multiply(sum, reinterpret_cast<const float*>(tiles), reinterpret_cast<const float*>(matrix), j.lanes, step, j.tiles);
+                __syncthreads();
             }
-            if (!(j.flags & MOMENTS) || now + 1 < end) continue;
+
+            const Lane lane = tile_lane(j.out_channels, j.lanes, group, j.tiles);
+            const unsigned slot = lane.row * j.lanes + lane.channel / 4 - group * j.lanes;
+            const Corner corner = corner_of(j, now);
+            const unsigned pixel = ROWS * lane.row % PIXELS;
+            const unsigned line = corner.line + line_of(pixel);
+            const unsigned column = corner.column + ROWS * lane.row / PIXELS * SIDE + column_of(pixel);
+            Moments part = none();
+#pragma unroll
+            for (unsigned k = 0; k < ROWS; k++) {
+                if (!lane.used || line >= j.y_h || column + k >= j.y_w) continue;
+                const unsigned row = (corner.image * j.y_h + line) * j.y_w + column + k;
+                const Map y = map_at(pages, j.y) + row * j.y_stride + lane.channel;
+                if (j.flags & ADD) sum[k] = load4(y, lane.valid) + sum[k];
+                store4(y, sum[k], lane.valid);
+                part.count += 1.0f;
+                part.mean = part.mean + sum[k];
+            }
+            if (!(j.flags & MOMENTS)) continue;
+            part.mean = (1.0f / max(part.count, 1.0f)) * part.mean;
+#pragma unroll
+            for (unsigned k = 0; k < ROWS; k++) {
+                const float4 d = sum[k] - part.mean;
+                if (line < j.y_h && column + k < j.y_w) part.m2 = part.m2 + d * d;
+            }
+            if (lane.used) put_moments(slots, slot, now == start ? part : merge(moments_in(slots, slot), part));
+            if (now + 1 < end) continue;
 
             // Threads that hold moments of the same columns, as a tree.
-            const Lane lane = tile_lane(j.out_channels, j.lanes, group);
-            const unsigned slot = lane.row * j.lanes + lane.channel / 4 - group * j.lanes;
             for (unsigned half = lane.rows / 2; half > 0; half /= 2) {
                 __syncthreads();
                 if (!lane.used || lane.row >= half) continue;

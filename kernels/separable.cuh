@@ -182,8 +182,8 @@ __device__ inline void any_stencil(unsigned kernel, unsigned dilation, float (&s
     else stencil<5, 2, REVERSE>(sum, from, weights, tap_stride);
 }
 
-// Products of a tile, 64 pixels by `step` quads of channels, with a matrix of as many rows and `lanes` quads of columns; `tile_lane`
-// says what a thread owns.
+// Products of tiles, 64 pixels by `step` quads of channels each, with a matrix of as many rows and `lanes` quads of columns;
+// `tile_lane` says what a thread owns.
 #if TENSOR
 constexpr unsigned TILE = CHANNELS / 2 * TILE_LEFT;
 __device__ constexpr unsigned matrix_of(unsigned columns) { return CHANNELS / 2 * (8 * columns + 8); }
@@ -201,8 +201,9 @@ __device__ inline void put_weights(float* matrix, unsigned lanes, unsigned chann
     put_columns(matrix, tile_right(lanes), channel, 4 * quad, v);
 }
 
-__device__ inline void multiply(float4 (&sum)[ROWS], const float* tile, const float* matrix, unsigned lanes, unsigned step) {
-    tile_product(sum, tile, matrix, lanes, step);
+__device__ inline void multiply(float4 (&sum)[ROWS], const float* tile, const float* matrix, unsigned lanes, unsigned step,
+                                unsigned tiles = 1) {
+    tile_product(sum, tile, matrix, lanes, step, tiles, TILE);
 }
 #else
 // A quad of channels after the other, each with room so that quads lie at different banks.
@@ -224,10 +225,12 @@ __device__ inline void put_weights(float* matrix, unsigned lanes, unsigned chann
     *reinterpret_cast<float4*>(matrix + 4 * (channel * lanes + quad)) = v;
 }
 
-__device__ inline void multiply(float4 (&sum)[ROWS], const float* tile, const float* matrix, unsigned lanes, unsigned step) {
-    const unsigned t = anew(threadIdx.x), warp = t / 32, column = warp / 2 * 4 + t % 4;
-    if (column >= lanes) return;
-    const float4* d = reinterpret_cast<const float4*>(tile) + ROWS * (warp % 2 * 8 + t % 32 / 4);
+__device__ inline void multiply(float4 (&sum)[ROWS], const float* tile, const float* matrix, unsigned lanes, unsigned step,
+                                unsigned tiles = 1) {
+    const unsigned t = anew(threadIdx.x), pair = t / 64, across = (lanes + 3) / 4;
+    const unsigned place = pair / across, column = pair % across * 4 + t % 4;
+    if (place >= tiles || column >= lanes) return;
+    const float4* d = reinterpret_cast<const float4*>(tile + place * TILE) + ROWS * (t / 4 % 16);
     const float4* w = reinterpret_cast<const float4*>(matrix) + column;
 #pragma unroll 1
     for (unsigned q = 0; q < step; q++) {

@@ -406,7 +406,7 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("global_pool", "row / p.pixels", "row % p.pixels"), "the wrong image's mean");
     assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
     assert!(
-        broken("separable", "step, pixel);\n                            __syncthreads();", "step, pixel);"),
+        broken("separable", "base, step);\n                        __syncthreads();", "base, step);"),
         "a region half full"
     );
     assert!(broken("separable", "j.tiles, j.reach, step", "j.tiles, 1, step"), "a region that is too small");
@@ -415,7 +415,7 @@ fn broken_cuda_kernels_are_noticed() {
         "what is beyond"
     );
     assert!(broken("separable", "sum[1][c] += above[i]", "sum[1][c] += above[0]"), "the wrong taps of a second line");
-    assert!(broken("separable", "now == start && place == 0 ?", "place == 0 ?"), "moments of the last region only");
+    assert!(broken("separable", "now == start ? part", "true ? part"), "moments of the last region only");
     assert!(broken("separable_backward", "KERNEL * KERNEL - 1 - tap : tap", "tap : tap"), "taps in order");
     assert!(broken("separable_backward", "+= d[1][c] * x", "+= d[0][c] * x"), "the wrong line's gradient");
     assert!(broken("separable_backward", "+= far[i / 4][i % 4]", "= far[i / 4][i % 4]"), "only what is dilated");

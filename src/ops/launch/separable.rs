@@ -4,7 +4,7 @@
 //! that it is brought there once for all of them. Moments of what a block has written are left for [`fold`].
 
 use super::jobs::{self, Job};
-use super::{Launch, Lower, PAGES, Place, Places, Slots, Spot, TABLE_BYTES, fold, norm, record, stretch};
+use super::{BLOCK, Launch, Lower, PAGES, Place, Places, Slots, Spot, TABLE_BYTES, fold, norm, record, stretch};
 use crate::graph::Shape;
 use crate::ops::norm::Norm;
 use crate::ops::separable::{Branch, Layout, Separable};
@@ -205,7 +205,7 @@ impl Placed {
     }
 
     fn regions(&self) -> Regions {
-        Regions::new(&self.branch, self.read.map.shape, self.y.shape)
+        Regions::new(&self.branch, self.y.shape)
     }
 
     fn record(&self, slots: &mut Slots) -> SeparableJob {
@@ -275,9 +275,10 @@ pub(super) struct Regions {
 }
 
 impl Regions {
-    /// Those of a branch's output. Two tiles share what lies between them if the region holds all channels.
-    fn new(branch: &Branch, x: Shape, y: Shape) -> Self {
-        Self::of(y, if is_tiled(branch) && x.c <= WHOLE && y.w > SIDE { 2 } else { 1 })
+    /// Those of a branch's output. Two tiles share what lies between them, if a block has threads for both.
+    fn new(branch: &Branch, y: Shape) -> Self {
+        let fits = 2 * columns(y.c).0 * PIXELS / ROWS <= BLOCK as usize;
+        Self::of(y, if is_tiled(branch) && fits && y.w > SIDE { 2 } else { 1 })
     }
 
     /// Those of so many tiles each.
@@ -362,14 +363,14 @@ pub(super) fn pages(places: impl Iterator<Item = Place>) -> usize {
 }
 
 /// Elements of scratch for the moments of a branch's output, whichever kernel takes them.
-fn moments_len(branch: &Branch, x: Shape, y: Shape) -> usize {
-    fold::moments_len(y.c, Regions::new(branch, x, y).chunks().max(norm::chunks(y)))
+fn moments_len(branch: &Branch, y: Shape) -> usize {
+    fold::moments_len(y.c, Regions::new(branch, y).chunks().max(norm::chunks(y)))
 }
 
 impl Lower for Separable {
-    fn scratch(&self, inputs: &[Shape], outputs: &[Shape]) -> usize {
+    fn scratch(&self, _inputs: &[Shape], outputs: &[Shape]) -> usize {
         let layouts = Layout::all(&self.branches);
-        let moments = |l: &Layout| moments_len(&l.branch, inputs[l.input], outputs[l.output]);
+        let moments = |l: &Layout| moments_len(&l.branch, outputs[l.output]);
         layouts.iter().filter(|l| l.branch.statistics).map(moments).sum()
     }
 
@@ -387,7 +388,7 @@ impl Lower for Separable {
                 partial: None,
             };
             if layout.branch.statistics {
-                let partial = stretch(at.scratch, used, moments_len(&placed.branch, placed.read.map.shape, y.shape));
+                let partial = stretch(at.scratch, used, moments_len(&placed.branch, y.shape));
                 used += partial.shape.len();
                 let fits = pages(placed.places().chain([partial])) <= PAGES;
                 let chunks = if fits { placed.regions().chunks() } else { norm::chunks(y.shape) };
