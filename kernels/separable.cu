@@ -100,18 +100,6 @@ __device__ inline void load_matrix(const SeparableJob& j, const Pages& pages, fl
     }
 }
 
-// A region of the activation of the map.
-__device__ inline void load_map(const SeparableJob& j, const Pages& pages, float* region, const Corner& corner, unsigned base,
-                                unsigned step) {
-    const unsigned channel = base + 4 * (anew(threadIdx.x) % step), valid = valid_of(channel, j.channels);
-    const Norm n = norm_of(j, pages, channel, valid);
-    const Map x = map_at(pages, j.x) + corner.image * j.x_h * j.x_w * j.x_stride + channel;
-    const auto pixel = [&](unsigned line, unsigned column, unsigned) {
-        return relu(n, load4(x + (line * j.x_w + column) * j.x_stride, valid));
-    };
-    load_region(region, corner, j.x_h, j.x_w, j.tiles, j.reach, step, pixel);
-}
-
 // A block computes quads `lanes` wide of a chunk of regions, for all branches of its job: what they read of a map is brought into
 // shared memory once if all its channels fit. A chunk is one region, unless the job has one branch.
 extern "C" __global__ void __launch_bounds__(BLOCK, 3)
@@ -139,7 +127,7 @@ separable_forward(const __grid_constant__ JobsParams p, const __grid_constant__ 
                     gather_tile(j, pages, reinterpret_cast<float*>(tiles), corner, base, step);
                 } else {
                     if (branch == 0 || j.channels > 4 * step) {
-                        load_map(j, pages, reinterpret_cast<float*>(region), corner, base, step);
+                        load_map(j, pages, reinterpret_cast<float*>(region), corner, base, j.reach, step);
                         __syncthreads();
                     }
                     stencil_tiles(j, pages, reinterpret_cast<float*>(tiles), reinterpret_cast<float*>(region), base, step);

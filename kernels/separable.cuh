@@ -116,6 +116,19 @@ __device__ inline void load_region(float* region, const Corner& corner, unsigned
     }
 }
 
+// The same with the activation of a job's map.
+template <class Job>
+__device__ inline void load_map(const Job& j, const Pages& pages, float* region, const Corner& corner, unsigned base, unsigned reach,
+                                unsigned step) {
+    const unsigned channel = base + 4 * (anew(threadIdx.x) % step), valid = valid_of(channel, j.channels);
+    const Norm n = norm_of(j, pages, channel, valid);
+    const Map x = map_at(pages, j.x) + corner.image * j.x_h * j.x_w * j.x_stride + channel;
+    const auto pixel = [&](unsigned line, unsigned column, unsigned) {
+        return relu(n, load4(x + (line * j.x_w + column) * j.x_stride, valid));
+    };
+    load_region(region, corner, j.x_h, j.x_w, j.tiles, reach, step, pixel);
+}
+
 // What a thread computes of a region: a channel of eight pixels of a tile, two lines by four columns, neighbours under
 // the stencil's dilation.
 struct Patch {

@@ -215,17 +215,6 @@ __device__ inline void multiply_pixels(float4 (&sum)[4], const Part& part, const
 // Shared memory of separable_backward_gradients: a region, and what stands behind it.
 constexpr unsigned MEMORY = REGION + LEFT + RIGHT;
 
-// A region of the activation of a map, for the quads of a group.
-__device__ inline void load_map(const SeparableGradient& j, const Pages& pages, float* region, const Corner& corner, unsigned base) {
-    const unsigned channel = base + 4 * (threadIdx.x % j.lanes), valid = valid_of(channel, j.channels);
-    const Norm n = norm_of(j, pages, channel, valid);
-    const Map x = map_at(pages, j.x) + corner.image * j.x_h * j.x_w * j.x_stride + channel;
-    const auto pixel = [&](unsigned line, unsigned column, unsigned) {
-        return relu(n, load4(x + (line * j.x_w + column) * j.x_stride, valid));
-    };
-    load_region(region, corner, j.x_h, j.x_w, j.tiles, j.pad, j.lanes, pixel);
-}
-
 // The gradient at the output for the pixels of a tile, by the threads from `first` on. Pixels of a tile are given by `row_of`, which
 // says whether they exist.
 template <class RowOf>
@@ -249,7 +238,7 @@ __device__ inline void pointwise_gradient(const SeparableGradient& j, const Page
         const Patch patch = patch_of(j.dilation);
         for (unsigned now = chunk * j.chunk_regions; now < min((chunk + 1) * j.chunk_regions, j.regions); now++) {
             const Corner corner = corner_of(j, now);
-            load_map(j, pages, memory, corner, base);
+            load_map(j, pages, memory, corner, base, j.pad, j.lanes);
             __syncthreads();
             for (unsigned place = 0; place < j.tiles; place++) {
                 if (t >= TILE_THREADS) {
@@ -351,7 +340,7 @@ __device__ inline void taps_over_tiles(const SeparableGradient& j, const Pages& 
     float acc[TAP_LINES][TAP_COLUMNS] = {};
     for (unsigned now = chunk * j.chunk_regions; now < min((chunk + 1) * j.chunk_regions, j.regions); now++) {
         const Corner corner = corner_of(j, now);
-        load_map(j, pages, memory, corner, base);
+        load_map(j, pages, memory, corner, base, j.pad, j.lanes);
         __syncthreads();
         const Patch patch = patch_of(j.dilation);
         const unsigned channel = base + patch.channel;

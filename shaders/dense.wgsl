@@ -335,20 +335,6 @@ fn moments_of(rows: Block, count: u32) -> Moments {
     return m;
 }
 
-// The job of a block: the last record whose first block is not beyond it.
-fn job_of(block: u32) -> u32 {
-    var low = 0u;
-    for (var high = p.jobs; high - low > 1u;) {
-        let middle = (low + high) / 2u;
-        if table[middle].first_block <= block {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 // y = patches * w + bias. A block computes `tiles` tiles one after another: a chunk of the moments.
 @compute @workgroup_size(BLOCK)
 fn dense_forward(

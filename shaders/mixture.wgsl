@@ -60,20 +60,6 @@ fn has(flags: u32, flag: u32) -> bool {
     return (flags & flag) != 0u;
 }
 
-// The job of a block: the last record whose first block is not beyond it.
-fn job_of(block: u32) -> u32 {
-    var low = 0u;
-    for (var high = p.jobs; high - low > 1u;) {
-        let middle = (low + high) / 2u;
-        if table[middle].first_block <= block {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 // h = gamma (y - mean) inv + beta, for a quad of one source.
 struct Norm {
     mean: Quad,

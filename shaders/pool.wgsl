@@ -121,20 +121,6 @@ fn larger(a: Quad, b: Quad) -> Quad {
     return select(a, b, b > a);
 }
 
-// The job of a block: the last record whose first block is not beyond it.
-fn job_of(block: u32) -> u32 {
-    var low = 0u;
-    for (var high = p.jobs; high - low > 1u;) {
-        let middle = (low + high) / 2u;
-        if table[middle].first_block <= block {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 // Merges moments of chunks to mean and variance.
 fn fold_moments(i: u32, block: u32, thread: u32) {
     let channels = table[i].channels;

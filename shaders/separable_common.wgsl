@@ -1,18 +1,4 @@
-// What the shaders of separable convolutions share: the job of a block, and depthwise convolutions of its map.
-
-// The job of a block: the last record whose first block is not beyond it.
-fn job_of(block: u32) -> u32 {
-    var low = 0u;
-    for (var high = p.jobs; high - low > 1u;) {
-        let middle = (low + high) / 2u;
-        if table[middle].first_block <= block {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
+// What the shaders of separable convolutions share: depthwise convolutions of a job's map.
 
 // h = scale x + shift, for a quad of channels.
 struct Norm {

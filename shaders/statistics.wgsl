@@ -22,20 +22,6 @@ const JOBS: u32 = 341;
 // Rows that a thread holds in registers at once.
 const TILE: u32 = 4;
 
-// The job of a block: the last record whose first block is not beyond it.
-fn job_of(block: u32) -> u32 {
-    var low = 0u;
-    for (var high = p.jobs; high - low > 1u;) {
-        let middle = (low + high) / 2u;
-        if table[middle].first_block <= block {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 @compute @workgroup_size(BLOCK)
 fn statistics_partial(
     @builtin(workgroup_id) workgroup: vec3<u32>,

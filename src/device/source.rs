@@ -76,6 +76,10 @@ const ACCESS_HALVES_WIDE: &str = include_str!("../../shaders/access_halves_wide.
 const ACCESS_HALVES_NARROW: &str = include_str!("../../shaders/access_halves_narrow.wgsl");
 /// Texts that shaders of several stems share: WGSL includes nothing.
 const SHARED: &[(&[&str], &str)] = &[
+    (
+        &["dense", "mixture", "pool", "separable", "separable_backward", "statistics"],
+        include_str!("../../shaders/jobs.wgsl"),
+    ),
     (&["certificate", "transport"], include_str!("../../shaders/costs.wgsl")),
     (&["separable", "separable_backward"], include_str!("../../shaders/separable_common.wgsl")),
 ];

@@ -406,10 +406,10 @@ fn broken_cuda_kernels_are_noticed() {
     assert!(broken("global_pool", "row / p.pixels", "row % p.pixels"), "the wrong image's mean");
     assert!(broken("mixture", "if (valid > 3) p[3]", "p[3]"), "a write beyond the last channel");
     assert!(
-        broken("separable", "base, step);\n                        __syncthreads();", "base, step);"),
+        broken("separable", "j.reach, step);\n                        __syncthreads();", "j.reach, step);"),
         "a region half full"
     );
-    assert!(broken("separable", "j.tiles, j.reach, step", "j.tiles, 1, step"), "a region that is too small");
+    assert!(broken("separable", "base, j.reach, step", "base, 1, step"), "a region that is too small");
     assert!(
         broken("separable", "pixel(line, column, q) : quad(0.0f)", "pixel(line, column, q) : quad(1.0f)"),
         "what is beyond"
