@@ -71,6 +71,8 @@ struct RunningStretch {
 
 // Elements summed into one partial of a norm.
 constexpr unsigned NORM_BLOCK = 4096;
+// Elements from one partial to the next, as the shader needs them.
+constexpr unsigned PARTIAL = 4;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 norm_partial(const __grid_constant__ NormParams p, const __grid_constant__ Pages pages, const NoTable*) {
@@ -89,7 +91,7 @@ norm_partial(const __grid_constant__ NormParams p, const __grid_constant__ Pages
         }
     }
     const float sum = block_sum(own.x + own.y + (own.z + own.w));
-    if (threadIdx.x == 0) at(pages, p.partial)[block] = sum;
+    if (threadIdx.x == 0) at(pages, p.partial)[PARTIAL * block] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)
@@ -98,7 +100,7 @@ norm_fold(const __grid_constant__ NormParams p, const __grid_constant__ Pages pa
     if (block_index() >= p.blocks) return;
     const float* partial = at(pages, p.partial);
     float own = 0.0f;
-    for (unsigned i = threadIdx.x; i < p.partials; i += BLOCK) own += partial[i];
+    for (unsigned i = threadIdx.x; i < p.partials; i += BLOCK) own += partial[PARTIAL * i];
     const float sum = block_sum(own);
     if (threadIdx.x > 0) return;
     float* norm = at(pages, p.norm);

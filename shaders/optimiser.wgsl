@@ -79,6 +79,8 @@ const TABLE: u32 = 1024;
 
 // Elements summed into one partial of a norm.
 const NORM_BLOCK: u32 = 4096;
+// Elements from one partial to the next: blocks write side by side, and where pages are vectors only whole ones are stored.
+const PARTIAL: u32 = 4;
 
 @compute @workgroup_size(BLOCK)
 fn norm_partial(
@@ -102,7 +104,7 @@ fn norm_partial(
     }
     let sum = block_sum(own.x + own.y + (own.z + own.w), thread);
     if thread == 0u {
-        store1(ahead(p.partial, block), sum);
+        store4(ahead(p.partial, PARTIAL * block), quad(sum), PARTIAL);
     }
 }
 
@@ -118,7 +120,7 @@ fn norm_fold(
     }
     var own = 0.0;
     for (var i = thread; i < p.partials; i += BLOCK) {
-        own += load1(ahead(p.partial, i));
+        own += load1(ahead(p.partial, PARTIAL * i));
     }
     let sum = block_sum(own, thread);
     if thread > 0u {

@@ -1,10 +1,14 @@
 //! Every shader in every variant, translated to what Metal and Direct3D compile, as wgpu does there. Neither compiler is to be
 //! had here, so this shows that the translation works and keeps each entry point, not that the result runs.
 
+use naga::Statement;
 use naga::back::{hlsl, msl};
 use naga::valid::{Capabilities, ModuleInfo, SubgroupOperationSet, ValidationFlags, Validator};
 use supernet::device::source::{SOURCES, Variant};
 use supernet::ops::launch::PAGES;
+
+use super::cases;
+use super::harness::{Placed, Spread};
 
 /// Parses and validates a shader.
 fn module(text: &str) -> Result<(naga::Module, ModuleInfo), String> {
@@ -50,4 +54,43 @@ fn shaders_can_be_translated_for_metal_and_direct3d() {
             }
         }
     }
+}
+
+/// Whether a function is called from a block, directly or not.
+fn calls(module: &naga::Module, block: &naga::Block, name: &str) -> bool {
+    block.iter().any(|statement| match statement {
+        Statement::Call { function, .. } => {
+            let function = &module.functions[*function];
+            function.name.as_deref() == Some(name) || calls(module, &function.body, name)
+        }
+        Statement::Block(inner) => calls(module, inner, name),
+        Statement::If { accept, reject, .. } => [accept, reject].iter().any(|inner| calls(module, inner, name)),
+        Statement::Loop { body, continuing, .. } => [body, continuing].iter().any(|inner| calls(module, inner, name)),
+        Statement::Switch { cases, .. } => cases.iter().any(|case| calls(module, &case.body, name)),
+        _ => false,
+    })
+}
+
+/// Where pages are vectors, the store of an element loads and stores its three neighbours, which loses what another block
+/// stores there meanwhile: seldom, and only on a busy device, so that this is read from the shaders.
+#[test]
+fn single_elements_are_stored_where_nobody_writes_their_neighbours() {
+    let mut wide: Vec<_> = cases::all()
+        .iter()
+        .flat_map(|case| Placed::new(case, Spread::One).launches())
+        .filter(|launch| launch.wide)
+        .map(|launch| (launch.source, launch.kernel))
+        .collect();
+    wide.sort_unstable();
+    wide.dedup();
+    let mut storing = Vec::new();
+    for source in SOURCES {
+        let kernels: Vec<_> = wide.iter().filter(|(stem, _)| *stem == source.stem).map(|(_, kernel)| *kernel).collect();
+        let variant = Variant { wide: true, ..Variant::ALL[0] };
+        let (module, _) = module(&source.wgsl(variant, 1, false)).expect("it is parsed elsewhere");
+        let entries = module.entry_points.iter().filter(|entry| calls(&module, &entry.function.body, "store1"));
+        storing.extend(entries.map(|entry| entry.name.clone()).filter(|name| kernels.contains(&name.as_str())));
+    }
+    // One thread of all raises the flag, a state of its own.
+    assert_eq!(storing, ["sgd"]);
 }

@@ -7,6 +7,9 @@ use crate::graph::Shape;
 use crate::ops::optimiser::{Adam, GlobalNorm, NORM_BLOCK, Sgd};
 use crate::ops::running::RunningUpdate;
 
+/// Elements from one partial of a norm to the next: blocks write side by side, and shaders whose pages are vectors store
+/// whole ones.
+const PARTIAL: usize = 4;
 /// Most stretches of statistics that one launch updates: `TABLE` in the shader.
 pub const TABLE: usize = 1024;
 
@@ -158,7 +161,7 @@ pub(super) fn wide(vectors: &[Place]) -> bool {
 
 impl Lower for GlobalNorm {
     fn scratch(&self, inputs: &[Shape], _outputs: &[Shape]) -> usize {
-        inputs[0].len().div_ceil(NORM_BLOCK)
+        inputs[0].len().div_ceil(NORM_BLOCK) * PARTIAL
     }
 
     fn launches(&self, at: &Places<'_>) -> Vec<Launch> {
@@ -177,7 +180,7 @@ impl Lower for GlobalNorm {
             ..Default::default()
         };
         vec![
-            slots.launch(["optimiser", "norm_partial"], x.wide(), partials, &params),
+            slots.launch(["optimiser", "norm_partial"], wide(&[x, at.scratch]), partials, &params),
             slots.launch(["optimiser", "norm_fold"], false, 1, &NormParams { blocks: 1, ..params }),
         ]
     }
