@@ -1,10 +1,11 @@
 //! Compiles `kernels/*.cu` with the system's C++ compiler, against `tests/cuda_cpu/cuda_cpu.h`, and runs every case on
 //! the CPU: blocks and threads in three orders, grids folded, accesses wide and narrow.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CStr, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libloading::Library;
 use supernet::device::precision::Precision;
@@ -52,6 +53,7 @@ pub(super) struct CudaCpu {
 /// How a library is compiled.
 const PLAIN: &[&str] = &["-O2"];
 
+/// Compiles a variant of a source in `folder`, which has the headers; returns the library.
 fn compile(folder: &Path, options: &[&str], source: &Source, text: &str, variant: Variant) -> PathBuf {
     let Variant { wide, halves, tensor } = variant;
     let [width, halves, tensor] =
@@ -82,6 +84,13 @@ fn compile(folder: &Path, options: &[&str], source: &Source, text: &str, variant
     library
 }
 
+/// What a library is made of: its source and headers, the variant, the compiler's options.
+type Recipe = (String, Vec<String>, Variant, Vec<String>);
+
+/// Libraries that some test of this process has compiled, which most of the time goes into. A machine loads a copy: a
+/// library's shared memory is one launch's at a time.
+static COMPILED: Mutex<BTreeMap<Recipe, Arc<OnceLock<Vec<u8>>>>> = Mutex::new(BTreeMap::new());
+
 impl CudaCpu {
     /// Compiles variants of sources, `edit` applied to each; a folder named after `purpose` holds them meanwhile.
     pub(super) fn new(purpose: &str, variants: &[(Source, Variant)], edit: impl Fn(&str) -> String + Sync) -> Self {
@@ -100,12 +109,25 @@ impl CudaCpu {
         edit: impl Fn(&str) -> String + Sync,
     ) -> Self {
         std::fs::create_dir_all(folder).expect("the folder for temporary files is writable");
-        for (name, text) in HEADERS {
-            std::fs::write(folder.join(name), edit(text)).expect("the folder for temporary files is writable");
+        let headers: Vec<String> = HEADERS.iter().map(|(_, text)| edit(text)).collect();
+        for ((name, _), text) in HEADERS.iter().zip(&headers) {
+            std::fs::write(folder.join(name), text).expect("the folder for temporary files is writable");
         }
         let load = |&(source, variant): &(Source, Variant)| {
-            let path = compile(folder, options, &source, &edit(source.cuda), variant);
-            // SAFETY: the library was just compiled from our own sources; loading it runs no code of theirs.
+            let text = edit(source.cuda);
+            let recipe = (text.clone(), headers.clone(), variant, options.iter().map(|&o| o.to_owned()).collect());
+            let entry = COMPILED.lock().unwrap_or_else(PoisonError::into_inner).entry(recipe).or_default().clone();
+            let mut path = None;
+            let bytes = entry.get_or_init(|| {
+                let made = path.insert(compile(folder, options, &source, &text, variant));
+                std::fs::read(made).expect("the compiler has written it")
+            });
+            let path = path.unwrap_or_else(|| {
+                let copy = folder.join(format!("{}_{variant:?}.so", source.stem));
+                std::fs::write(&copy, bytes).expect("the folder for temporary files is writable");
+                copy
+            });
+            // SAFETY: the library was compiled from our own sources; loading it runs no code of theirs.
             let library = unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             ((source.stem, variant), library)
         };
@@ -372,6 +394,12 @@ fn factors_are_rounded_to_the_nearest() {
 #[test]
 fn broken_cuda_kernels_are_noticed() {
     let cases = cases::all();
+    let placed = |case| {
+        let placed = Placed::new(case, Spread::One);
+        let launches = narrow(&placed.launches());
+        (placed, launches)
+    };
+    let cases: Vec<_> = cases.iter().map(placed).collect();
     let broken = |stem: &str, from: &str, to: &str| {
         let mut stems = vec![stem, "fold", "pool"];
         stems.extend(["separable", "separable_backward"].into_iter().filter(|_| stem.starts_with("separable")));
@@ -379,13 +407,11 @@ fn broken_cuda_kernels_are_noticed() {
         stems.dedup();
         let variants: Vec<_> = stems.iter().map(|stem| (source(stem), Variant::default())).collect();
         let mut machine = CudaCpu::new("broken", &variants, |text| text.replace(from, to));
-        cases.iter().flat_map(|case| ORDERS.map(|order| (case, order))).any(|(case, order)| {
-            let placed = Placed::new(case, Spread::One);
-            let launches = narrow(&placed.launches());
+        let of_interest = cases.iter().filter(|(_, launches)| launches.iter().all(|l| stems.contains(&l.source)));
+        of_interest.flat_map(|case| ORDERS.map(|order| (case, order))).any(|((placed, launches), order)| {
             let mut pages = placed.pages();
             machine.order = order;
-            launches.iter().all(|l| stems.contains(&l.source))
-                && machine.run(&launches, &mut pages).and_then(|()| placed.compare(&pages)).is_err()
+            machine.run(launches, &mut pages).and_then(|()| placed.compare(&pages)).is_err()
         })
     };
     let (barrier, condition) = ("__syncthreads();\n        const", "if (lane.row + half < width) {");

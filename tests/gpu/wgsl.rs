@@ -254,11 +254,11 @@ fn broken_shaders_are_noticed() {
         |subgroups| Gpu::find(subgroups).map_err(|why| missing("a Vulkan device", "SUPERNET_REQUIRE_WGPU", &why));
     let Ok(mut gpu) = find(false) else { return };
     let cases = cases::all();
+    let cases: Vec<_> = cases.iter().map(|case| Placed::new(case, Spread::One)).collect();
     let broken_on = |gpu: &mut Gpu, from: &'static str, to: &'static str| {
         gpu.edit = Some((from, to));
         gpu.pipelines.clear();
-        cases.iter().any(|case| {
-            let placed = Placed::new(case, Spread::One);
+        cases.iter().any(|placed| {
             let mut pages = placed.pages();
             gpu.run(&placed.launches(), &mut pages).and_then(|()| placed.compare(&pages)).is_err()
         })
