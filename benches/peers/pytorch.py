@@ -23,7 +23,7 @@ import make_fixtures as darts  # noqa: E402  (the model that the parity tests ar
 
 CONVOLUTIONS = (("sep_conv_3x3", 3, 1), ("sep_conv_5x5", 5, 1), ("dil_conv_3x3", 3, 2), ("dil_conv_5x5", 5, 2))
 LAYERS = ("dil_conv_3x3", "dil_conv_5x5", "relu_pointwise_batch_norm", "max_pool_3x3", "batch_norm")
-SHAPES = ((16, 32, 64), (64, 8, 64), (36, 32, 96))          # channels, side, images: as in src/bench/cases.rs
+SHAPES = ((16, 32, 64), (64, 8, 64), (36, 32, 96))          # channels, side, images: as in src/bench/cases/layers.rs
 
 
 class Half(nn.Module):

@@ -15,6 +15,8 @@ mod cuda_cpu;
 mod cuda_device;
 #[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
 mod cuda_host;
+#[cfg(all(feature = "cuda", target_arch = "x86_64", target_os = "linux"))]
+mod cuda_replays;
 mod dense_cases;
 mod elementary_cases;
 mod elementwise_cases;

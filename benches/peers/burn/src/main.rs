@@ -9,7 +9,7 @@ use burn::nn::{BatchNormConfig, PaddingConfig2d};
 use burn::tensor::activation::relu;
 use burn::tensor::{Device, Distribution, Tensor};
 
-/// Channels, side of the maps, images: as in `src/bench/cases.rs`.
+/// Channels, side of the maps, images: as in `src/bench/cases/layers.rs`.
 const SHAPES: [(usize, usize, usize); 3] = [(16, 32, 64), (64, 8, 64), (36, 32, 96)];
 /// Seconds after which no further sample begins.
 const BUDGET: f64 = 4.0;

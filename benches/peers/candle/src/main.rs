@@ -8,7 +8,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Module, ModuleT, VarBuilder, VarMap};
 
-/// Channels, side of the maps, images: as in `src/bench/cases.rs`.
+/// Channels, side of the maps, images: as in `src/bench/cases/layers.rs`.
 const SHAPES: [(usize, usize, usize); 3] = [(16, 32, 64), (64, 8, 64), (36, 32, 96)];
 /// Seconds after which no further sample begins.
 const BUDGET: f64 = 4.0;
