@@ -91,7 +91,7 @@ __device__ inline void cost_tile(float (&cost)[OWN][OWN], const CertificateParam
                 cost[r][c] = exists ? at(pages, p.cost)[q.cost + i * q.stride + j] : 0.0f;
             } else {
                 cost[r][c] = p.point_scale * cost[r][c];
-                if (p.labelled && exists) cost[r][c] += label_cost(p, pages, q.x + i, q.y + j);
+                if (p.labelled && exists) cost[r][c] = with_labels(p, pages, cost[r][c], q.x + i, q.y + j);
             }
         }
     }

@@ -65,6 +65,10 @@ __device__ inline float4 operator-(float4 a, float4 b) { return make_float4(a.x 
 __device__ inline float4 operator*(float4 a, float4 b) { return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w); }
 __device__ inline float4 operator*(float a, float4 b) { return quad(a) * b; }
 
+// max(0, v) that lets NaN through, as CUDA's max would not: a map that has overflowed would look sound.
+__device__ inline float rectified(float v) { return v < 0.0f ? 0.0f : v; }
+__device__ inline float4 rectified(float4 v) { return make_float4(rectified(v.x), rectified(v.y), rectified(v.z), rectified(v.w)); }
+
 // 1 / sqrt(v + eps), correctly rounded in each step.
 __device__ inline float4 inverse_deviation(float4 v, float eps) {
     return make_float4(1.0f / sqrtf(v.x + eps), 1.0f / sqrtf(v.y + eps), 1.0f / sqrtf(v.z + eps), 1.0f / sqrtf(v.w + eps));

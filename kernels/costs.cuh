@@ -87,11 +87,11 @@ __device__ inline void square_distances(float (&sum)[OWN][OWN], const Params& p,
     }
 }
 
-// What the labels of two points add to their cost.
+// The cost of two points with what their labels add to it. Rounded once, so that all passes over a plan see the same.
 template <class Params>
-__device__ inline float label_cost(const Params& p, const Pages& pages, unsigned left, unsigned right) {
+__device__ inline float with_labels(const Params& p, const Pages& pages, float cost, unsigned left, unsigned right) {
     const float* labels = at(pages, p.labels);
     const unsigned from = unsigned(labels[left]);
     const unsigned to = unsigned(labels[right]);
-    return p.label_scale * at(pages, p.distances)[from * p.distance_stride + to];
+    return fmaf(p.label_scale, at(pages, p.distances)[from * p.distance_stride + to], cost);
 }

@@ -109,6 +109,8 @@ constexpr unsigned ONES = 64;
 
 // Beyond any map: a pixel that does not exist.
 constexpr unsigned OUTSIDE = 0x40000000;
+// No element's index.
+constexpr unsigned NOWHERE = 0xffffffff;
 
 // The two factors of a product, a stretch of the summed index at a time: element [k][row] of the left one, [k][column] of
 // the right one. Quads, so that they are aligned.
@@ -213,12 +215,12 @@ __device__ inline Origin origin_of(const Geometry& s, unsigned row, unsigned end
     return {image * s.x_height, (line - image * s.y_height) * s.stride - s.pad, (row - line * s.y_width) * s.stride - s.pad};
 }
 
-// Element `k` of the patch that starts at `o`, tap by tap; OUTSIDE where it has none.
+// Element `k` of the patch that starts at `o`, tap by tap; NOWHERE where it has none.
 __device__ inline unsigned patch_at(const Geometry& s, Origin o, unsigned x_stride, unsigned k) {
     const unsigned tap = s.kernel == 1 ? 0 : k / s.x_channels;
     const unsigned line = tap / s.kernel;
     const unsigned y = o.y + line, x = o.x + tap - line * s.kernel;
-    if (y >= s.x_height || x >= s.x_width) return OUTSIDE;
+    if (y >= s.x_height || x >= s.x_width) return NOWHERE;
     return ((o.image + y) * s.x_width + x) * x_stride + k - tap * s.x_channels;
 }
 
@@ -227,19 +229,19 @@ __device__ inline float4 patch4(const float* map, const Geometry& s, Origin o, u
     const unsigned depth = s.kernel * s.kernel * s.x_channels;
     float4 v = quad(0.0f);
 #if WIDE
-    const unsigned i = k < depth ? patch_at(s, o, x_stride, k) : OUTSIDE;
-    if (i != OUTSIDE) v = load4(map + i, 4);
+    const unsigned i = k < depth ? patch_at(s, o, x_stride, k) : NOWHERE;
+    if (i != NOWHERE) v = load4(map + i, 4);
 #else
-    const unsigned i0 = k < depth ? patch_at(s, o, x_stride, k) : OUTSIDE;
-    const unsigned i1 = k + 1 < depth ? patch_at(s, o, x_stride, k + 1) : OUTSIDE;
-    const unsigned i2 = k + 2 < depth ? patch_at(s, o, x_stride, k + 2) : OUTSIDE;
-    const unsigned i3 = k + 3 < depth ? patch_at(s, o, x_stride, k + 3) : OUTSIDE;
-    if (i0 != OUTSIDE) v.x = map[i0];
-    if (i1 != OUTSIDE) v.y = map[i1];
-    if (i2 != OUTSIDE) v.z = map[i2];
-    if (i3 != OUTSIDE) v.w = map[i3];
+    const unsigned i0 = k < depth ? patch_at(s, o, x_stride, k) : NOWHERE;
+    const unsigned i1 = k + 1 < depth ? patch_at(s, o, x_stride, k + 1) : NOWHERE;
+    const unsigned i2 = k + 2 < depth ? patch_at(s, o, x_stride, k + 2) : NOWHERE;
+    const unsigned i3 = k + 3 < depth ? patch_at(s, o, x_stride, k + 3) : NOWHERE;
+    if (i0 != NOWHERE) v.x = map[i0];
+    if (i1 != NOWHERE) v.y = map[i1];
+    if (i2 != NOWHERE) v.z = map[i2];
+    if (i3 != NOWHERE) v.w = map[i3];
 #endif
-    if (relu) v = make_float4(fmaxf(v.x, 0.0f), fmaxf(v.y, 0.0f), fmaxf(v.z, 0.0f), fmaxf(v.w, 0.0f));
+    if (relu) v = rectified(v);
     return v;
 }
 

@@ -70,8 +70,7 @@ relu_forward(const __grid_constant__ ElementaryParams p, const __grid_constant__
     after_others();
     const Item item = item_of(p);
     if (!item.used) return;
-    const float4 x = x_at(p, pages, item.lane, item.row);
-    put_y(p, pages, item.lane, item.row, gate(x, x));
+    put_y(p, pages, item.lane, item.row, rectified(x_at(p, pages, item.lane, item.row)));
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 4)

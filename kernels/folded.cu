@@ -49,15 +49,14 @@ constexpr unsigned ROWS = 4;
 // Neighbouring pixels that a thread of the other kernels computes.
 constexpr unsigned RUN = 4;
 
-// NaN passes through both.
-__device__ inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
+// NaN passes through, as through rectified().
 __device__ inline float six(float v) { return v > 6.0f ? 6.0f : v; }
 
 // Adds bias and residual to a quad of sums, bounds it and writes it.
 __device__ inline void finish(const FoldedParams& p, const Pages& pages, unsigned row, unsigned channel, unsigned valid, float4 sum) {
     float4 v = sum + load4(at(pages, p.bias) + channel, valid);
     if (p.flags & RESIDUAL) v = v + load4(at(pages, p.residual) + row * p.residual_stride + channel, valid);
-    if (p.flags & RELU) v = make_float4(relu(v.x), relu(v.y), relu(v.z), relu(v.w));
+    if (p.flags & RELU) v = rectified(v);
     if (p.flags & SIX) v = make_float4(six(v.x), six(v.y), six(v.z), six(v.w));
     put4(at(pages, p.y) + row * p.y_stride + channel, v, valid, p.flags & ACCUMULATE);
 }

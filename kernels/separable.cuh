@@ -42,8 +42,7 @@ __device__ inline Norm norm_of(const Job& j, const Pages& pages, unsigned channe
 }
 
 __device__ inline float4 relu(const Norm& n, float4 x) {
-    const float4 h = n.scale * x + n.shift;
-    return make_float4(max(h.x, 0.0f), max(h.y, 0.0f), max(h.z, 0.0f), max(h.w, 0.0f));
+    return rectified(n.scale * x + n.shift);
 }
 
 __device__ inline unsigned valid_of(unsigned channel, unsigned channels) {

@@ -85,7 +85,7 @@ pair_cost(const __grid_constant__ TransportParams p, const __grid_constant__ Pag
             const unsigned j = column + tx + c * SIDE;
             if (i >= q.n || j >= q.stride) continue;
             float value = j < q.m ? p.point_scale * sum[r][c] : 0.0f;
-            if (p.labelled && j < q.m) value += label_cost(p, pages, q.x + i, q.y + j);
+            if (p.labelled && j < q.m) value = with_labels(p, pages, value, q.x + i, q.y + j);
             at(pages, p.cost)[q.cost + i * q.stride + j] = value;
         }
     }
@@ -426,7 +426,7 @@ sinkhorn_points(const __grid_constant__ TransportParams p, const __grid_constant
                 const unsigned j = first + tx + c * SIDE;
                 float value = p.point_scale * x[c];
                 if (p.labelled && i < count && j < end) {
-                    value += label_cost(p, pages, q.x + (p.right ? j : i), q.y + (p.right ? i : j));
+                    value = with_labels(p, pages, value, q.x + (p.right ? j : i), q.y + (p.right ? i : j));
                 }
                 x[c] = shift[c] - scale * value;
             }

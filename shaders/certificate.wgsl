@@ -91,7 +91,7 @@ fn cost_tile(q: CertificateProblem, first_row: u32, first_column: u32, thread: u
             } else {
                 cost[r][c] = p.point_scale * cost[r][c];
                 if p.labelled != 0u && exists {
-                    cost[r][c] += label_cost(q.x + i, q.y + j);
+                    cost[r][c] = with_labels(cost[r][c], q.x + i, q.y + j);
                 }
             }
         }

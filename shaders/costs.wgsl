@@ -74,9 +74,9 @@ fn square_distances(left: Spot, rows: u32, right: Spot, columns: u32, thread: u3
     return sum;
 }
 
-// What the labels of two points add to their cost.
-fn label_cost(left: u32, right: u32) -> f32 {
+// The cost of two points with what their labels add to it. Rounded once, so that all passes over a plan see the same.
+fn with_labels(cost: f32, left: u32, right: u32) -> f32 {
     let from_label = u32(load1(ahead(p.labels, left)));
     let to_label = u32(load1(ahead(p.labels, right)));
-    return p.label_scale * load1(ahead(p.distances, from_label * p.distance_stride + to_label));
+    return fma(p.label_scale, load1(ahead(p.distances, from_label * p.distance_stride + to_label)), cost);
 }

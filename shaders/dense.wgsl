@@ -117,6 +117,8 @@ const WEIGHTS: u32 = 113;
 
 // Beyond any map: a pixel that does not exist.
 const OUTSIDE: u32 = 0x40000000;
+// No element's index.
+const NOWHERE: u32 = 0xffffffff;
 
 // The two factors of a product, a stretch of the summed index at a time: element [k][row] of the left one, [k][column] of
 // the right one. Scalars, since several threads write the components of one quad.
@@ -232,7 +234,7 @@ fn origin_of(s: Geometry, row: u32, end: u32) -> Origin {
     return Origin(image * s.x_height, y, (row - line * s.y_width) * s.stride - s.pad);
 }
 
-// Element `k` of the patch that starts at `o`, tap by tap; OUTSIDE where it has none.
+// Element `k` of the patch that starts at `o`, tap by tap; NOWHERE where it has none.
 fn patch_at(s: Geometry, o: Origin, x_stride: u32, k: u32) -> u32 {
     var tap = 0u;
     if s.kernel > 1u {
@@ -242,7 +244,7 @@ fn patch_at(s: Geometry, o: Origin, x_stride: u32, k: u32) -> u32 {
     let y = o.y + line;
     let x = o.x + tap - line * s.kernel;
     if y >= s.x_height || x >= s.x_width {
-        return OUTSIDE;
+        return NOWHERE;
     }
     return ((o.image + y) * s.x_width + x) * x_stride + k - tap * s.x_channels;
 }
@@ -255,20 +257,20 @@ fn patch4(map: Spot, s: Geometry, o: Origin, x_stride: u32, relu: bool, k: u32) 
         // A quad lies within one tap.
         if k < depth {
             let i = patch_at(s, o, x_stride, k);
-            if i != OUTSIDE {
+            if i != NOWHERE {
                 v = load4(ahead(map, i), 4u);
             }
         }
     } else {
         for (var l = 0u; l < exist(k, depth); l++) {
             let i = patch_at(s, o, x_stride, k + l);
-            if i != OUTSIDE {
+            if i != NOWHERE {
                 v[l] = load1(ahead(map, i));
             }
         }
     }
     if relu {
-        v = max(v, quad(0.0));
+        v = rectified(v);
     }
     return v;
 }

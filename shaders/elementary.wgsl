@@ -75,8 +75,7 @@ fn relu_forward(
     if !item.used {
         return;
     }
-    let x = x_at(item.lane, item.row);
-    put_y(item.lane, item.row, gate(x, x));
+    put_y(item.lane, item.row, rectified(x_at(item.lane, item.row)));
 }
 
 @compute @workgroup_size(BLOCK)

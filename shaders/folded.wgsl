@@ -58,10 +58,10 @@ fn finish(row: u32, channel: u32, valid: u32, sum: Quad) {
     if has(RESIDUAL) {
         v += load4(ahead(p.residual, row * p.residual_stride + channel), valid);
     }
-    // NaN passes through both.
     if has(RELU) {
-        v = select(v, quad(0.0), v < quad(0.0));
+        v = rectified(v);
     }
+    // NaN passes through here too.
     if has(SIX) {
         v = select(v, quad(6.0), v > quad(6.0));
     }

@@ -28,6 +28,11 @@ fn quad(v: f32) -> Quad {
     return Quad(v, v, v, v);
 }
 
+// max(0, v) that lets NaN through: a map that has overflowed is not to look sound.
+fn rectified(v: Quad) -> Quad {
+    return select(v, quad(0.0), v < quad(0.0));
+}
+
 fn inverse_deviation(v: Quad, eps: f32) -> Quad {
     return quad(1.0) / sqrt(v + quad(eps));
 }

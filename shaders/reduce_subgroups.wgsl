@@ -6,11 +6,12 @@ var<workgroup> block_total: f32;
 // Sum over all threads of the block, in an order that is fixed for a device; every thread gets it, as a value that is
 // uniform to the compiler.
 fn block_sum(v: f32, thread: u32) -> f32 {
+    let part = subgroupAdd(v);
+    block_values[thread] = select(0.0, part, subgroupExclusiveAdd(1u) == 0u);
+    workgroupBarrier();
+    // Asked only now: who diverged in the caller may have come to the barrier in parts.
     let lane = subgroupExclusiveAdd(1u);
     let lanes = subgroupAdd(1u);
-    let part = subgroupAdd(v);
-    block_values[thread] = select(0.0, part, lane == 0u);
-    workgroupBarrier();
     var own = 0.0;
     for (var i = lane; i < BLOCK; i += lanes) {
         own += block_values[i];

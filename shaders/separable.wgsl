@@ -138,18 +138,18 @@ fn forward(t: u32, j: u32, chunk: u32, group: u32) {
             part.count += 1.0;
             part.mean += sum[k];
         }
-        if (table[j].flags & MOMENTS) == 0u || part.count == 0.0 {
-            continue;
-        }
-        part.mean = (1.0 / part.count) * part.mean;
-        for (var k = 0u; k < ROWS; k++) {
-            let row = lane.row + k * lane.rows;
-            let d = sum[k] - part.mean;
-            if row < PIXELS && first + row < end {
-                part.m2 += d * d;
+        // Not left early by who has nothing: all go on to the barriers of the next tile.
+        if (table[j].flags & MOMENTS) != 0u && part.count > 0.0 {
+            part.mean = (1.0 / part.count) * part.mean;
+            for (var k = 0u; k < ROWS; k++) {
+                let row = lane.row + k * lane.rows;
+                let d = sum[k] - part.mean;
+                if row < PIXELS && first + row < end {
+                    part.m2 += d * d;
+                }
             }
+            merge_into(t, part);
         }
-        merge_into(t, part);
     }
     if (table[j].flags & MOMENTS) == 0u {
         return;

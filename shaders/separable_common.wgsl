@@ -20,7 +20,7 @@ fn norm_of(j: u32, channel: u32, valid: u32) -> Norm {
 }
 
 fn relu(n: Norm, x: Quad) -> Quad {
-    return max(n.scale * x + n.shift, quad(0.0));
+    return rectified(n.scale * x + n.shift);
 }
 
 // The depthwise result at an output pixel. Coordinates before the image wrap to large numbers.

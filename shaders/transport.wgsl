@@ -93,7 +93,7 @@ fn pair_cost(
             if j < q.m {
                 value = p.point_scale * sum[r][c];
                 if p.labelled != 0u {
-                    value += label_cost(q.x + i, q.y + j);
+                    value = with_labels(value, q.x + i, q.y + j);
                 }
             }
             store1(ahead(p.cost, q.cost + i * q.stride + j), value);
@@ -537,7 +537,7 @@ fn sinkhorn_points(
                 for (var c = 0u; c < OWN; c++) {
                     let j = first + tx + c * SIDE;
                     if j < end {
-                        cost[c] += label_cost(q.x + select(i, j, right), q.y + select(j, i, right));
+                        cost[c] = with_labels(cost[c], q.x + select(i, j, right), q.y + select(j, i, right));
                     }
                 }
             }

@@ -80,7 +80,7 @@ impl Dense {
 
     fn active<T: Real>(&self, x: &View<T>, row: usize, c: usize) -> T {
         let value = x.get(row, c);
-        if !self.relu || value > T::of(0.0) { value } else { T::of(0.0) }
+        if self.relu { value.rectified() } else { value }
     }
 }
 

@@ -28,7 +28,7 @@ impl Family for Relu {
         let x = &io.inputs[0];
         for i in 0..x.shape.len() {
             let (r, c) = (i / x.shape.c, i % x.shape.c);
-            io.put(0, r, c, if x.get(r, c) > T::of(0.0) { x.get(r, c) } else { T::of(0.0) });
+            io.put(0, r, c, x.get(r, c).rectified());
         }
     }
 

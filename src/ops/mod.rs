@@ -3,7 +3,7 @@
 //! `shaders/` (WGSL) under the same stems.
 //!
 //! To add an op: write its struct and `impl Family` in the file of its family, name it in the table at the end of this
-//! file, and add a case to `tests/cases.rs` (a test fails while it is missing there). For GPUs see [`launch`].
+//! file, and add a case to `tests/cases/` (a test fails while it is missing there). For GPUs see [`launch`].
 
 pub mod augment;
 pub mod dense;
@@ -55,6 +55,10 @@ pub trait Real:
     fn ln(self) -> Self;
     /// Neither NaN nor infinite.
     fn finite(self) -> bool;
+    /// `max(0, x)` that lets NaN through: a map that has overflowed is not to look sound.
+    fn rectified(self) -> Self {
+        if self < Self::of(0.0) { Self::of(0.0) } else { self }
+    }
 }
 
 macro_rules! real {

@@ -135,8 +135,7 @@ impl Layout {
 /// `relu(h(x))` and the derivative's mask `h(x) > 0` at a pixel.
 fn activation<T: Real>(norm: Option<Norm>, inputs: &[View<T>], row: usize, c: usize) -> T {
     let (mean, inv, gamma, beta) = norm::channel(norm, inputs, c);
-    let h = gamma * ((inputs[0].get(row, c) - mean) * inv) + beta;
-    if h > T::of(0.0) { h } else { T::of(0.0) }
+    (gamma * ((inputs[0].get(row, c) - mean) * inv) + beta).rectified()
 }
 
 /// Calls `f(tap, output row, input row)` for every tap that lies within the image.

@@ -8,7 +8,7 @@
 // gives wrong values under one of the orders. Fresh memory is filled with NaN bits, addresses are checked against what is
 // allocated, and calls that a capture forbids are refused; so is a launch that would overlap with anything but a launch.
 //
-// Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_VERSION (13000), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY in bytes,
+// Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_VERSION (13000), FAKE_CUDA_STUB (0), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY in bytes,
 // FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address), FAKE_CUDA_EAGER=n (none), FAKE_CUDA_REPORT=1 (how programs
 // were started, to standard error at the end). -DFAKE_CUDA_OLD leaves a function out.
 // fake_cuda("...") tells counts of calls and of objects that live.
@@ -33,6 +33,7 @@ enum Code {
     SUCCESS = 0,
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
+    STUB_LIBRARY = 34,
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
@@ -253,6 +254,7 @@ int cuGetExportTable(const void** table, const void*) {
 int cuInit(unsigned) { return setting("FAKE_CUDA_DEVICES", 1) ? SUCCESS : NO_DEVICE; }
 
 int cuDriverGetVersion(int* version) {
+    if (setting("FAKE_CUDA_STUB", 0)) return STUB_LIBRARY;
     *version = int(setting("FAKE_CUDA_VERSION", 13000));
     return SUCCESS;
 }
@@ -516,7 +518,9 @@ int cuModuleLoadData(Module** module, const void* image) {
 }
 
 int cuModuleUnload(Module* module) {
-    drain();
+    for (const Stream* stream : streams) {
+        if (!stream->queue.empty()) fault(ILLEGAL_ADDRESS, "a module is unloaded while work is under way");
+    }
     dlclose(module->library);
     delete module;
     counts["modules"]--;

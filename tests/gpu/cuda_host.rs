@@ -28,7 +28,7 @@ const SCENARIO: &str = "SUPERNET_FAKE_CUDA";
 
 const SOURCE_FILES: [&str; 4] = ["cuda_cpu.h", "fake_image.h", "fake_driver.cpp", "fake_nvrtc.cpp"];
 
-/// A folder with the fakes: `driver/` and `old/` with a libcuda.so, and libnvrtc.so. Named by the hash of their sources, so
+/// A folder with the fakes: `driver/` and `old/` with a libcuda.so.1, and libnvrtc.so. Named by the hash of their sources, so
 /// that kernels compiled by an older fake are not taken for those of this one.
 pub(super) fn fakes() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
@@ -63,8 +63,8 @@ pub(super) fn fakes() -> &'static Path {
             assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
             std::fs::rename(&fresh, &path).expect("a writable folder");
         };
-        build("fake_driver.cpp", &[], "driver/libcuda.so");
-        build("fake_driver.cpp", &["-DFAKE_CUDA_OLD"], "old/libcuda.so");
+        build("fake_driver.cpp", &[], "driver/libcuda.so.1");
+        build("fake_driver.cpp", &["-DFAKE_CUDA_OLD"], "old/libcuda.so.1");
         build("fake_nvrtc.cpp", &[], "libnvrtc.so");
         folder
     })
@@ -118,7 +118,7 @@ pub(super) fn count(what: &str) -> i64 {
     let name = std::ffi::CString::new(what).unwrap();
     // SAFETY: the driver is loaded already; the function takes a text that ends with a zero and returns a number.
     unsafe {
-        let library = Library::new("libcuda.so").unwrap();
+        let library = Library::new("libcuda.so.1").unwrap();
         let ask = library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i64>("fake_cuda\0").unwrap();
         ask(name.as_ptr())
     }
@@ -156,11 +156,12 @@ fn what_is_missing_has_its_own_message() {
     check_opening("driver", &[("FAKE_CUDA_DEVICES", "0")], &["device: ", "sees no GPU", "nvidia-smi", "--gpus all"]);
     let old = ["device: ", "supports CUDA 11.4 at most", "driver 525", "CUDA 12.0"];
     check_opening("driver", &[("FAKE_CUDA_VERSION", "11040")], &old);
+    check_opening("driver", &[("FAKE_CUDA_STUB", "1")], &["device: ", "stub for linking", "LD_LIBRARY_PATH"]);
     check_opening("old", &[], &["device: ", "lacks cuGraphUpload", "driver 525"]);
     check_opening("driver", &[("FAKE_CUDA_CAPABILITY", "61")], &["device: ", "sm_61", "7.5 (Turing)"]);
     let nowhere = [("SUPERNET_NVRTC", "/nowhere/libnvrtc.so.13")];
     check_opening("driver", &nowhere, &["device: SUPERNET_NVRTC=/nowhere/libnvrtc.so.13", "not a usable NVRTC"]);
-    let other = fakes().join("driver/libcuda.so");
+    let other = fakes().join("driver/libcuda.so.1");
     let other = [("SUPERNET_NVRTC", other.to_str().unwrap())];
     check_opening("driver", &other, &["not a usable NVRTC: it lacks nvrtcVersion"]);
 }
@@ -414,6 +415,8 @@ fn compile_error() {
     let file = format!("{}.cu", SOURCES[0].stem);
     assert!(error.contains("nvrtcCompileProgram returned 6") && error.contains("undeclared"), "{error}");
     assert!(error.starts_with(&file) && error.contains(&format!("{file}:2")), "{error}");
+    let error = nvrtc.compile(&SOURCES[0], &options[..options.len() - 1]).unwrap_err().to_string();
+    assert!(error.contains("returned 5") && error.contains("install a newer one"), "{error}");
 }
 
 #[test]

@@ -56,6 +56,28 @@ fn shaders_can_be_translated_for_metal_and_direct3d() {
     }
 }
 
+/// WebGPU grants so much shared memory everywhere; wgpu does not check it.
+#[test]
+fn shared_memory_is_within_what_is_granted_everywhere() {
+    let mut most = 0;
+    for source in SOURCES {
+        for subgroups in [false, true] {
+            let (module, info) =
+                module(&source.wgsl(Variant::default(), 1, subgroups)).expect("it is parsed elsewhere");
+            for (index, entry) in module.entry_points.iter().enumerate() {
+                let used = info.get_entry_point(index);
+                let shared = module.global_variables.iter().filter(|(handle, variable)| {
+                    variable.space == naga::AddressSpace::WorkGroup && !used[*handle].is_empty()
+                });
+                let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();
+                assert!(bytes <= 16_384, "{} needs {bytes} bytes of shared memory", entry.name);
+                most = most.max(bytes);
+            }
+        }
+    }
+    assert!(most > 8192, "{most} bytes: nothing was counted");
+}
+
 /// Whether a function is called from a block, directly or not.
 fn calls(module: &naga::Module, block: &naga::Block, name: &str) -> bool {
     block.iter().any(|statement| match statement {

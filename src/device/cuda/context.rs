@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream};
 
-use super::driver::{BROKEN, Driver, Fault, NOT_READY, OUT_OF_MEMORY, Outcome, version_text};
+use super::driver::{Driver, Fault, NOT_READY, OUT_OF_MEMORY, Outcome, version_text};
 use crate::error::{Error, Result};
 
 /// The oldest architecture that the kernels are made for: Turing.
@@ -135,7 +135,7 @@ impl Context {
     }
 
     /// Waits until all streams are done, before something ends that they may use.
-    fn settle(&self) -> Outcome<()> {
+    pub fn settle(&self) -> Outcome<()> {
         // SAFETY: the streams live until `drop`.
         let uploaded = unsafe { self.driver.cuStreamSynchronize(self.uploads) };
         self.synchronise().and(uploaded)
@@ -156,10 +156,10 @@ impl Context {
         let driver = version_text(self.driver.version);
         match fault.code {
             OUT_OF_MEMORY => self.too_large(what),
-            code => {
+            _ => {
                 let lost =
                     "; nothing on the device can be used any more: start again, with --resume from the last checkpoint";
-                let lost = if BROKEN.contains(&code) { lost } else { "" };
+                let lost = if fault.is_final() { lost } else { "" };
                 Error::device(format!("{}, driver for CUDA {driver}: {what}: {fault}{lost}", self.info))
             }
         }

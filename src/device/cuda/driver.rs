@@ -3,25 +3,30 @@
 //! enumeration knows.
 
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
+use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUlaunchConfig, CUmodule,
-    CUstream,
+    CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUlaunchConfig, CUmodule, CUstream,
 };
+use libloading::Library;
 
 use crate::error::{Error, Result};
 
 /// The oldest driver whose functions and cubins we rely on.
 const OLDEST: c_int = 12_000;
 
+/// The driver's library, that which comes with it before the one that a toolkit has for linking: that opens too, and refuses
+/// all calls.
+const LIBRARIES: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so.1", "libcuda.so"] };
+
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 pub(super) const OUT_OF_MEMORY: c_uint = 2;
+/// `CUDA_ERROR_STUB_LIBRARY`.
+const STUB: c_uint = 34;
 /// `CUDA_ERROR_NO_DEVICE`.
 const NO_DEVICE: c_uint = 100;
 /// `CUDA_ERROR_NOT_READY`.
 pub(super) const NOT_READY: c_uint = 600;
-/// Codes of a device on which a kernel failed: `CUDA_ERROR_ILLEGAL_ADDRESS` and those behind it.
-pub(super) const BROKEN: std::ops::RangeInclusive<c_uint> = 700..=720;
 /// `CUDA_ERROR_SYSTEM_DRIVER_MISMATCH`.
 const MISMATCH: c_uint = 803;
 
@@ -39,6 +44,13 @@ pub(super) struct Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} (error {} of {})", self.text, self.code, self.call)
+    }
+}
+
+impl Fault {
+    /// Whether nothing can be done on the device any more: memory or a link that is damaged, a kernel that failed.
+    pub fn is_final(&self) -> bool {
+        matches!(self.code, 214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721)
     }
 }
 
@@ -75,7 +87,7 @@ macro_rules! functions {
             )*
 
             /// Looks up all functions; the names of those that are missing.
-            fn look_up(library: &libloading::Library) -> Result<Self, Vec<&'static str>> {
+            fn look_up(library: &Library) -> Result<Self, Vec<&'static str>> {
                 let mut missing = Vec::new();
                 $(
                     // SAFETY: the signature is that of cuda.h, which the driver keeps for each name.
@@ -151,20 +163,30 @@ impl Driver {
     /// # Errors
     /// [`Error::Device`] with the remedy if there is none, if it is too old, or if it sees no device.
     pub fn open() -> Result<Self> {
+        /// Stays open: what was looked up in it is kept.
+        static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
         // SAFETY: the initialisers of the driver's library have no preconditions.
-        if !unsafe { sys::is_culib_present() } {
+        let find = || LIBRARIES.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+        let Some(library) = LIBRARY.get_or_init(find) else {
             return Err(Error::device(
                 "no NVIDIA driver: libcuda.so.1 (nvcuda.dll on Windows) was not found; install NVIDIA's driver, give a \
                  container access to the GPU (docker run --gpus all), or use --device cpu",
             ));
-        }
-        // SAFETY: as above; it was found a moment ago.
-        let library = unsafe { sys::culib() };
+        };
         let old = |why: String| {
             let oldest = version_text(OLDEST);
             Error::device(format!("the NVIDIA driver {why}; install driver 525 or newer, which supports CUDA {oldest}"))
         };
-        let version = Self::ask_version(library).ok_or_else(|| old("does not say its version".into()))?;
+        let version = match Self::ask_version(library) {
+            Ok(version) => version,
+            Err(STUB) => {
+                return Err(Error::device(
+                    "libcuda.so.1 is a stub for linking, not NVIDIA's driver: take the folder `stubs` out of LD_LIBRARY_PATH, \
+                     install the driver, or use --device cpu",
+                ));
+            }
+            Err(_) => return Err(old("does not say its version".into())),
+        };
         if version < OLDEST {
             return Err(old(format!("supports CUDA {} at most", version_text(version))));
         }
@@ -179,12 +201,17 @@ impl Driver {
         }
     }
 
-    fn ask_version(library: &libloading::Library) -> Option<c_int> {
+    /// The version, or what the driver says instead: 0 if it cannot be asked.
+    fn ask_version(library: &Library) -> Result<c_int, c_uint> {
         // SAFETY: the signature is that of cuda.h; it may be called before cuInit.
         unsafe {
-            let ask = library.get::<unsafe extern "C" fn(*mut c_int) -> c_uint>("cuDriverGetVersion\0").ok()?;
+            let ask =
+                library.get::<unsafe extern "C" fn(*mut c_int) -> c_uint>("cuDriverGetVersion\0").map_err(|_| 0u32)?;
             let mut version = 0;
-            (ask(&mut version) == 0).then_some(version)
+            match ask(&mut version) {
+                0 => Ok(version),
+                code => Err(code),
+            }
         }
     }
 

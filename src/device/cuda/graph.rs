@@ -16,10 +16,11 @@ use crate::ops::launch::{Launch, PAGES};
 
 /// Bytes to which tables are aligned.
 const ALIGNMENT: usize = 256;
-/// Most bytes of one copy that keeps the stream busy.
-const HEAD_START: usize = 16 << 20;
-/// Bytes of such copies for each launch: some 8 microseconds on PCI Express 4, more than it takes to launch.
-const HEAD_START_PER_LAUNCH: usize = 200_000;
+/// Bytes of a copy that keeps the stream busy: some 80 microseconds on PCI Express 5, twice that on 4. A single launch gets
+/// one of them.
+const HEAD_START: usize = 4 << 20;
+/// Bytes of such copies for each launch: 7 microseconds or more, while it takes 3 to 5 to start a kernel and an event.
+const HEAD_START_PER_LAUNCH: usize = 400_000;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`: this thread calls nothing but launches meanwhile, and what other threads call or other
 /// streams still do is none of its business.
 const RELAXED: c_uint = 2;
@@ -98,7 +99,7 @@ pub struct Recording {
     bound: Vec<Bound>,
     overlap: bool,
     _tables: Option<Buffer>,
-    pages: Vec<Rc<Buffer>>,
+    _pages: Vec<Rc<Buffer>>,
 }
 
 impl Recording {
@@ -146,7 +147,7 @@ impl Recording {
         };
         let bound = launches.iter().zip(starts).map(bind).collect::<Result<Vec<_>>>()?;
         let exec = if capture && !bound.is_empty() { Some(captured(context, what, &bound, overlap)?) } else { None };
-        Ok(Self { what: what.to_owned(), exec, bound, overlap, _tables: tables, pages: pages.to_vec() })
+        Ok(Self { what: what.to_owned(), exec, bound, overlap, _tables: tables, _pages: pages.to_vec() })
     }
 
     /// Starts one replay.
@@ -176,17 +177,18 @@ impl Recording {
 
     /// Keeps the stream busy with copies to the host while launches queue up behind them: a stream that runs dry would
     /// have the time of launching counted as that of kernels.
-    fn head_start(&self, context: &Rc<Context>) -> Outcome<Option<Pinned>> {
-        let Some(page) = self.pages.first() else { return Ok(None) };
-        let bytes = page.bytes.min(HEAD_START);
-        let memory = Pinned::new(context, bytes)?;
-        for _ in 0..(self.bound.len() * HEAD_START_PER_LAUNCH / bytes).min(1000) {
-            // SAFETY: so many bytes are in the page and in the memory, which waits for the stream before it ends.
+    fn head_start(&self, context: &Rc<Context>) -> Outcome<(Buffer, Pinned)> {
+        let (from, to) = (Buffer::zeros(context, HEAD_START)?, Pinned::new(context, HEAD_START)?);
+        for _ in 0..(HEAD_START + self.bound.len() * HEAD_START_PER_LAUNCH) / HEAD_START {
+            // SAFETY: both have so many bytes, and wait for the stream before they end.
             unsafe {
-                context.driver.cuMemcpyDtoHAsync_v2(memory.at(0).cast(), page.address, bytes, context.stream)?;
+                context.driver.cuMemcpyDtoHAsync_v2(to.at(0).cast(), from.address, HEAD_START, context.stream)?;
             }
         }
-        Ok(Some(memory))
+        // Copies run on an engine of their own. The first event comes behind this, where the kernels run.
+        // SAFETY: as above.
+        unsafe { context.driver.cuMemsetD8Async(from.address, 0, HEAD_START, context.stream)? };
+        Ok((from, to))
     }
 }
 

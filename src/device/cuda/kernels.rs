@@ -28,8 +28,9 @@ struct Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let _ = self.context.enter();
-        // SAFETY: whoever holds its functions holds the module.
+        // A replay may be under way that nobody has waited for.
+        let _ = self.context.enter().and_then(|()| self.context.settle());
+        // SAFETY: whoever holds its functions holds the module, and what was started is done.
         let _ = unsafe { self.context.driver.cuModuleUnload(self.module) };
     }
 }

@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 type Program = *mut c_void;
 type Strings = *const *const c_char;
 
+/// `NVRTC_ERROR_INVALID_OPTION`.
+const INVALID_OPTION: c_int = 5;
+
 /// The functions that compiling needs. Their signatures are those of nvrtc.h, unchanged since they came; 0 is success.
 #[derive(Clone, Copy)]
 struct Functions {
@@ -156,7 +159,13 @@ impl Nvrtc {
                     (f.log)(open.program, log.as_mut_ptr().cast());
                 }
                 let log = String::from_utf8_lossy(&log);
-                return Err(failed("nvrtcCompileProgram", status, log.trim_end_matches('\0').trim_end()));
+                let log = log.trim_end_matches('\0').trim_end();
+                if status == INVALID_OPTION {
+                    let newer =
+                        "if it does not know the GPU's architecture, install a newer one or set SUPERNET_NVRTC to it";
+                    return Err(failed("nvrtcCompileProgram", status, &format!("{log}\n{newer}")));
+                }
+                return Err(failed("nvrtcCompileProgram", status, log));
             }
             let mut size = 0;
             check("nvrtcGetCUBINSize", (f.cubin_size)(open.program, &mut size))?;

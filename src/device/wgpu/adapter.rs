@@ -98,6 +98,11 @@ fn missing(adapter: &wgpu::Adapter) -> Option<String> {
     if !adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
         lacks.push("no compute shaders".to_string());
     }
+    // Without it wgpu takes the compiler of Windows itself, which cannot store to a component of a vector by its number.
+    let new_compiler = adapter.features().contains(wgpu::Features::SUBGROUP);
+    if adapter.get_info().backend == wgpu::Backend::Dx12 && !new_compiler {
+        lacks.push("Direct3D 12 needs dxcompiler.dll in the path, or a Vulkan driver".to_string());
+    }
     (!lacks.is_empty()).then(|| lacks.join("; "))
 }
 

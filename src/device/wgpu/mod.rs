@@ -1,8 +1,8 @@
 //! GPUs by way of Vulkan, Metal or Direct3D 12: WGSL shaders through wgpu.
 //!
 //! A program is recorded once: pipelines compiled, parameters and tables in one uniform buffer, a bind group for each
-//! launch. A replay encodes the dispatches and submits them once; nothing is looked up, allocated or waited for. The host
-//! runs at most a few replays ahead.
+//! launch. A replay encodes the dispatches and submits them in a few parts; nothing is looked up, allocated or waited for.
+//! The host runs at most a few replays ahead.
 
 mod adapter;
 mod peek;
@@ -23,6 +23,9 @@ use crate::ops::launch::{Launch, TABLE_BYTES};
 
 /// Replays that may be under way at once.
 const AHEAD: usize = 3;
+/// Dispatches of one submission. What runs for seconds without an end is taken for a fault: systems reset a GPU whose
+/// submission lasts longer than 2 (Windows) to 10 seconds (Linux), and a slow one needs seconds for a search step.
+const TOGETHER: usize = 64;
 /// Bytes that are read at once; a staging buffer is no larger.
 const STAGING: u64 = 32 << 20;
 
@@ -269,6 +272,9 @@ impl Backend for Wgpu {
 
     fn release(&mut self, keep: usize) {
         self.pages.truncate(keep);
+        // What is under way holds its pages: without this they would be there beside those that come. A failure shows at the
+        // next call.
+        let _ = self.settle(None);
     }
 
     fn record(&mut self, what: &str, launches: &[Launch]) -> Result<Recording> {
@@ -285,11 +291,15 @@ impl Backend for Wgpu {
     }
 
     fn replay(&mut self, recording: &Recording) -> Result<()> {
-        let mut encoder =
-            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&recording.what) });
-        {
+        let label = wgpu::CommandEncoderDescriptor { label: Some(&recording.what) };
+        let mut encoder = self.device.create_command_encoder(&label);
+        for (number, steps) in recording.steps.chunks(TOGETHER).enumerate() {
+            if number > 0 {
+                let full = std::mem::replace(&mut encoder, self.device.create_command_encoder(&label));
+                self.queue.submit([full.finish()]);
+            }
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            recording.steps.iter().for_each(|step| dispatch(&mut pass, step));
+            steps.iter().for_each(|step| dispatch(&mut pass, step));
         }
         let copied = self.peek.copy(&self.pages, &mut encoder);
         self.submit(encoder)?;
