@@ -39,6 +39,9 @@
 
 using std::max;
 using std::min;
+// Of a number and NaN the number, as on the device; of std's, the first.
+inline float max(float a, float b) { return std::fmax(a, b); }
+inline float min(float a, float b) { return std::fmin(a, b); }
 
 struct dim3 {
     unsigned x, y, z;

@@ -228,5 +228,6 @@ pub fn all() -> Vec<Case> {
     cases.extend(super::dense_cases::all());
     cases.extend(super::pool_cases::all());
     cases.extend(super::reduce_cases::all());
+    cases.extend(super::overflow_cases::all());
     cases
 }

@@ -442,6 +442,9 @@ fn broken_cuda_kernels_are_noticed() {
     );
     assert!(broken("separable", "sum[1][c] += above[i]", "sum[1][c] += above[0]"), "the wrong taps of a second line");
     assert!(broken("separable", "now == start ? part", "true ? part"), "moments of the last region only");
+    for stem in ["elementary", "dense", "separable"] {
+        assert!(broken(stem, "v < 0.0f ? 0.0f : v", "fmaxf(v, 0.0f)"), "{stem}: NaN that ReLU takes for nothing");
+    }
     assert!(broken("separable_backward", "KERNEL * KERNEL - 1 - tap : tap", "tap : tap"), "taps in order");
     assert!(broken("separable_backward", "+= d[1][c] * x", "+= d[0][c] * x"), "the wrong line's gradient");
     assert!(broken("separable_backward", "+= far[i / 4][i % 4]", "= far[i / 4][i % 4]"), "only what is dilated");

@@ -31,6 +31,7 @@ mod loss_cases;
 mod merged;
 mod nvrtc;
 mod optimiser_cases;
+mod overflow_cases;
 mod pool_cases;
 mod records;
 mod reduce_cases;
