@@ -106,9 +106,8 @@ pub fn depths(p: &Problem) -> [usize; 2] {
     let side = |right| {
         let (own, stretches) = stretches(p, right);
         let tiles = (if right { p.n } else { p.m } as usize).div_ceil(TILE);
-        // Products, shares and differences: 6, and 8 more for divisions, which Vulkan lets be off by 2.5 units; thread and
-        // tile: 2 and 2; sharers: 2.
-        (20 + tiles.div_ceil(stretches) + stretches, own.div_ceil(BLOCK as usize), own.min(BLOCK as usize).div_ceil(32))
+        // Products, shares and differences: 6; thread and tile: 2 and 2; sharers: 2.
+        (12 + tiles.div_ceil(stretches) + stretches, own.div_ceil(BLOCK as usize), own.min(BLOCK as usize).div_ceil(32))
     };
     let (rows, columns) = (side(false), side(true));
     // A product and the sums of both sides; a warp: 5; the addition and division of what is paid for a lack: 3.
