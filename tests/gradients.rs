@@ -77,7 +77,7 @@ fn check(case: &Case, late: bool, failures: &mut Vec<String>) -> usize {
 #[test]
 fn gradients_agree_with_finite_differences() {
     let (mut failures, mut checked) = (Vec::new(), 0);
-    for case in CASES {
+    for case in CASES.iter() {
         for late in [false, true] {
             checked += check(case, late, &mut failures);
         }

@@ -108,7 +108,7 @@ fn differences(case: &Case, found: &Outcome, expected: &Outcome) -> Vec<String> 
 /// Runs the table on some devices; returns how many cases each ran, and what went wrong.
 fn run(devices: &[Device]) -> (Vec<usize>, Vec<String>) {
     let (mut counts, mut failures) = (vec![0; devices.len()], Vec::new());
-    for case in CASES {
+    for case in CASES.iter() {
         for late in [false, true] {
             let built = case.build(late);
             let expected = reference::<f64>(&built);

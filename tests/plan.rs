@@ -65,7 +65,7 @@ fn check_plan(program: &Program, results: &[Tensor]) -> usize {
 
 #[test]
 fn nothing_that_lives_at_one_time_shares_memory() {
-    for case in CASES {
+    for case in CASES.iter() {
         let built = case.build(false);
         check_plan(&built.program(), &built.results());
     }

@@ -111,9 +111,10 @@ pub fn check_device(device: &str, every: usize) {
             let what = format!("problem {i} ({n} x {m} x {d}), {memory:?}: {exact}, {cpu:?}, {gpu:?}");
             assert!(gpu.lower <= exact && exact <= gpu.upper, "{what}");
             assert!((cpu.cost - gpu.cost).abs() <= 1e-4 * cpu.cost, "{what}");
-            // Bounds are apart by what is added for roundings, too.
+            // Bounds are apart by what is added for roundings, too: for Vulkan's quotients more.
+            let apart = if device.starts_with("wgpu") { 2e-4 } else { 1e-4 };
             for (a, b) in [(cpu.lower, gpu.lower), (cpu.upper, gpu.upper)] {
-                assert!((a - b).abs() <= 2e-4 * cpu.cost, "{what}");
+                assert!((a - b).abs() <= apart * cpu.cost, "{what}");
             }
         }
     }

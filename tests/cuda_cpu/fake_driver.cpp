@@ -8,9 +8,10 @@
 // gives wrong values under one of the orders. Fresh memory is filled with NaN bits, addresses are checked against what is
 // allocated, and calls that a capture forbids are refused; so is a launch that would overlap with anything but a launch.
 //
-// Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_VERSION (13000), FAKE_CUDA_STUB (0), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY in bytes,
-// FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address), FAKE_CUDA_EAGER=n (none), FAKE_CUDA_REPORT=1 (how programs
-// were started, to standard error at the end). -DFAKE_CUDA_OLD leaves a function out.
+// Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_VERSION (13000), FAKE_CUDA_STUB=1 (a library for linking, which refuses all),
+// FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY in bytes, FAKE_CUDA_FAULT=n (the n-th kernel touches an illegal address),
+// FAKE_CUDA_EAGER=n (none), FAKE_CUDA_REPORT=1 (how programs were started, to standard error at the end). -DFAKE_CUDA_OLD leaves
+// a function out.
 // fake_cuda("...") tells counts of calls and of objects that live.
 #include <chrono>
 #include <cstdio>

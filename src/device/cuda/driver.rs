@@ -48,7 +48,8 @@ impl std::fmt::Display for Fault {
 }
 
 impl Fault {
-    /// Whether nothing can be done on the device any more: memory or a link that is damaged, a kernel that failed.
+    /// Whether nothing can be done on the device any more: memory or a link that is damaged (214, 220, 226), a kernel that
+    /// touched what it must not, ran too long or gave up (700, 702, 710, 714 to 719, 721).
     pub fn is_final(&self) -> bool {
         matches!(self.code, 214 | 220 | 226 | 700 | 702 | 710 | 714..=719 | 721)
     }

@@ -9,7 +9,7 @@ use crate::ops::running::RunningUpdate;
 
 /// Elements from one partial of a norm to the next: blocks write side by side, and shaders whose pages are vectors store
 /// whole ones.
-const PARTIAL: usize = 4;
+pub const PARTIAL: usize = 4;
 /// Most stretches of statistics that one launch updates: `TABLE` in the shader.
 pub const TABLE: usize = 1024;
 
